@@ -1,0 +1,71 @@
+"""Adversarial training: which examples a training step adds, and how much they count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunerob.attacks import Attack, NoAttack
+from prunerob.attacks.noise import half_normal, mix
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialTraining:
+    """Adversarial training: an attack, its radius per image, and the mix with clean images.
+
+    Args:
+        attack: what perturbs each training batch; NoAttack trains on clean images.
+        weight: weight of the adversarial examples in the loss, in [0, 1]; the clean images have
+            the rest. 0.5 is the mean over clean and adversarial images together, 1 trains on
+            adversarial examples alone.
+        eps: "fixed" takes the attack's own eps; "half_normal" draws one for each image from a
+            Gaussian truncated to [0, eps] with standard deviation eps/2, as the paper's FGSM
+            training does (Kurakin et al., arXiv:1611.01236).
+        ramp_epochs: epochs over which eps (and with it the step) grows linearly from 0, from the
+            start of the run; 0 for none.
+    """
+
+    attack: Attack = field(default_factory=NoAttack)
+    weight: float = 0.5
+    eps: Literal["fixed", "half_normal"] = "fixed"
+    ramp_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"adversarial_training.weight: {self.weight} lies outside [0, 1]")
+        if self.ramp_epochs < 0:
+            raise ValueError(f"adversarial_training.ramp_epochs: {self.ramp_epochs} is below 0")
+        if isinstance(self.attack, NoAttack):
+            object.__setattr__(self, "weight", 0.0)
+        elif not hasattr(self.attack, "eps") and (self.eps != "fixed" or self.ramp_epochs):
+            raise ValueError("adversarial_training: this attack has no eps to draw or to ramp")
+
+    def perturb(
+        self, network: nn.Module, x: Tensor, y: Tensor, *, key: Tensor, epochs: float
+    ) -> Tensor:
+        """Perturb a training batch.
+
+        Args:
+            network: the network in training; left as it was found.
+            x: images, float32, (B, C, H, W), pixels in [0, 1].
+            y: labels, int64, (B,).
+            key: int64, (B,), of each image in this epoch.
+            epochs: epochs since the start of the run, with their fraction.
+
+        Returns:
+            adversarial examples, float32, (B, C, H, W).
+        """
+        return self.attack(network, x, y, eps=self._radius(key, epochs), key=key)
+
+    def _radius(self, key: Tensor, epochs: float) -> Tensor | None:
+        """eps of each image, float32, (B,); None leaves it to the attack."""
+        ramp = min(1.0, epochs / self.ramp_epochs) if self.ramp_epochs else 1.0
+        if self.eps == "fixed" and ramp == 1:
+            return None
+        largest = float(getattr(self.attack, "eps", 0)) * ramp
+        if self.eps == "fixed":
+            return torch.full(key.shape, largest, device=key.device)
+        return largest / 2 * half_normal(mix(key, "eps"), cut=2.0)

@@ -1,0 +1,7 @@
+"""Attacks: frozen settings, called as `attack(network, x, y, eps=..., key=...) -> x_adv`."""
+
+from prunerob.attacks.attack import Attack, NoAttack
+from prunerob.attacks.fgsm import FGSM
+from prunerob.attacks.pgd import PGD
+
+__all__ = ["FGSM", "PGD", "Attack", "NoAttack"]

@@ -1,0 +1,134 @@
+"""What every attack is: settings, and a call that turns images into adversarial examples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """An attack: its settings. Calling it perturbs a batch; it keeps nothing between calls."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Tensor:
+        """Perturb images so that the network gets them wrong.
+
+        Args:
+            network: from pixels in [0, 1] to logits; left exactly as it was found.
+            x: images, float32, (B, C, H, W), pixels in [0, 1].
+            y: true labels, int64, (B,).
+            eps: radius of each image's ball, float32, (B,), in place of the setting; step sizes
+                follow in proportion.
+            key: int64, (B,), what each image's noise is a function of (see `noise.image_keys`);
+                by default its position in the batch.
+
+        Returns:
+            adversarial examples, float32, (B, C, H, W), within eps of x and in [0, 1].
+        """
+
+
+@dataclass(frozen=True)
+class NoAttack(Attack):
+    """Leaves the images as they are: what training on clean images attacks with."""
+
+    def __call__(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Tensor:
+        """Return the images."""
+        return x
+
+
+@contextmanager
+def attacking(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode and autograd for the time of an attack, under any Trainer setting.
+
+    Every module's own mode comes back afterwards: parts of a network may have been frozen in
+    evaluation mode by the caller. Parameters need no care: `torch.autograd.grad` with respect to
+    the input alone computes no gradient of theirs and touches no `.grad`.
+    """
+    training = [module for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def input_gradient(network: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gradient of each image's cross-entropy with respect to its pixels.
+
+    The loss is summed, not averaged: an image's gradient then does not depend on the batch it is
+    in, and does not shrink with it.
+
+    Args:
+        network: from pixels to logits, in evaluation mode.
+        x: images, float32, (B, C, H, W), a leaf of no graph.
+        y: labels, int64, (B,).
+        dtype: float32, or bfloat16 to run the network in mixed precision.
+
+    Returns:
+        gradient, float32, (B, C, H, W).
+    """
+    x = x.detach().requires_grad_()
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits = network(x)
+    loss = F.cross_entropy(logits.float(), y, reduction="sum")
+    return torch.autograd.grad(loss, x)[0]
+
+
+@cache
+def has_bfloat16(device: str) -> bool:
+    """Whether a kind of device ("cpu", "cuda") computes in bfloat16 faster than in float32."""
+    if device == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def gradient_dtype(precision: Precision, step_size: float, device: torch.device) -> torch.dtype:
+    """The precision in which an attack computes gradients.
+
+    bfloat16 sees pixels rounded by up to 0.5/255, so "auto" takes it only where the attack moves
+    by at least 2/255 a step, and where the hardware has it.
+
+    Args:
+        precision: the attack's setting.
+        step_size: the largest change of a pixel per step, in [0, 1].
+        device: where the images are.
+    """
+    if precision == "auto":
+        wide = step_size >= 2 / 255
+        return torch.bfloat16 if wide and has_bfloat16(device.type) else torch.float32
+    return getattr(torch, precision)  # type: ignore[no-any-return]
+
+
+def per_image(eps: float | Tensor, x: Tensor) -> float | Tensor:
+    """A setting as it is, or a (B,) tensor in a shape that broadcasts over images (B, C, H, W)."""
+    return eps.view(-1, *[1] * (x.dim() - 1)) if isinstance(eps, Tensor) else eps

@@ -1,0 +1,152 @@
+"""Projected gradient descent in the L-infinity ball, and the loop that FGSM shares with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunerob.attacks.attack import Attack, Precision, attacking, gradient_dtype, input_gradient
+from prunerob.attacks.attack import per_image as _per_image
+from prunerob.attacks.noise import mix, uniform
+from prunerob.pixels import Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(Attack):
+    """Projected gradient descent on the cross-entropy (Madry et al., arXiv:1706.06083).
+
+    Starts at a random point of the ball, takes `steps` steps of `step_size` along the sign of the
+    gradient, and after each goes back to the nearest point that lies in the ball and in [0, 1].
+
+    Args:
+        eps: radius of the L-infinity ball, in pixel units of [0, 1]: 0.3, or 8/255.
+        step_size: change of each pixel per step, in the same units.
+        steps: number of gradient steps, 1 or more.
+        random_start: start at a point drawn uniformly from the ball; otherwise at the image.
+        restarts: number of tries from different random starts, 1 or more; the try whose last
+            iterate has the smallest margin (true logit minus the largest other) is returned.
+        precision: of the gradient's computation; the iterate is always float32. "auto" takes
+            bfloat16 on hardware that has it where step_size is 2/255 or more.
+    """
+
+    eps: Pixels = Pixels(0.3)
+    step_size: Pixels = Pixels(0.01)
+    steps: int = 40
+    random_start: bool = True
+    restarts: int = 1
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", Pixels(self.eps))
+        object.__setattr__(self, "step_size", Pixels(self.step_size))
+        if self.steps < 1 or self.restarts < 1:
+            raise ValueError(f"PGD: steps ({self.steps}) and restarts ({self.restarts}) are >= 1")
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError(f"PGD: {self.restarts} restarts need random_start, or all are equal")
+
+    def __call__(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Tensor:
+        """Perturb images; see `Attack.__call__`."""
+        if key is None:
+            key = torch.arange(len(x), device=x.device)
+        radius: float | Tensor = self.eps
+        step_size: float | Tensor = self.step_size
+        if eps is not None:
+            radius, step_size = eps, eps * (self.step_size / self.eps if self.eps else 0.0)
+        dtype = gradient_dtype(self.precision, self.step_size, x.device)
+
+        with attacking(network):
+            x = x.clone()
+            best = self._try(network, x, y, radius, step_size, mix(key, 0), dtype)
+            if self.restarts == 1:
+                return best
+            best_margin = margin(network, best, y)
+            for restart in range(1, self.restarts):
+                new = self._try(network, x, y, radius, step_size, mix(key, restart), dtype)
+                new_margin = margin(network, new, y)
+                better = new_margin < best_margin
+                best = torch.where(better.view(-1, *[1] * (x.dim() - 1)), new, best)
+                best_margin = torch.minimum(new_margin, best_margin)
+            return best
+
+    def _try(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        eps: float | Tensor,
+        step_size: float | Tensor,
+        key: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """One run from one start."""
+        start = x
+        if self.random_start:
+            noise = 2 * uniform(key, x.shape[1:]) - 1
+            start = x + _per_image(eps, x) * noise
+        return climb(network, x, y, start, eps, step_size, self.steps, dtype)
+
+
+def climb(
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    start: Tensor,
+    eps: float | Tensor,
+    step_size: float | Tensor,
+    steps: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Signed gradient steps, projected after each: the loop of every gradient-sign attack.
+
+    Args:
+        network: from pixels to logits, in evaluation mode.
+        x: images, float32, (B, C, H, W), pixels in [0, 1].
+        y: labels to move away from, int64, (B,).
+        start: where to start, float32, (B, C, H, W).
+        eps: radius, a number or (B,).
+        step_size: a number or (B,).
+        steps: number of steps.
+        dtype: precision of the gradient.
+
+    Returns:
+        the last iterate, float32, (B, C, H, W).
+    """
+    eps, step_size = _per_image(eps, x), _per_image(step_size, x)
+    # The ball and [0, 1] are both boxes, so one clamp to their intersection projects onto both.
+    low, high = (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
+    x_adv = start.clamp(low, high)
+    for _ in range(steps):
+        gradient = input_gradient(network, x_adv, y, dtype)
+        x_adv = (x_adv + step_size * gradient.sign()).clamp(low, high)
+    return x_adv
+
+
+@torch.no_grad()
+def margin(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """True logit minus the largest other one, float32, (B,): negative where x is misclassified."""
+    return logit_margin(network(x).float(), y)
+
+
+def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """True logit minus the largest other one.
+
+    Args:
+        logits: float, (B, classes).
+        y: true labels, int64, (B,).
+
+    Returns:
+        margins, float, (B,).
+    """
+    true = logits.gather(1, y[:, None])
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return (true - others.amax(1, keepdim=True)).squeeze(1)

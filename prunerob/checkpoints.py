@@ -1,0 +1,132 @@
+"""Which checkpoints a run keeps, and the marks of a finished run."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from time import time
+from typing import Any, cast
+
+import pytorch_lightning
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+from safetensors.torch import save_file
+
+from prunerob import __version__
+from prunerob.classifier import Classifier
+from prunerob.runs import Run, run_folder
+
+
+class Checkpoints(Checkpoint):
+    """Keeps the last epoch, the one just before pruning, and the best; all at epochs' ends.
+
+    Best is the epoch with the highest robust accuracy on validation images, then the highest
+    clean accuracy, then the latest; the contest starts anew at the prune epoch, so that the best
+    of a pruned run is a pruned network. Without validation images there is no best.
+    """
+
+    def __init__(self) -> None:
+        self._best: list[float] | None = None
+        self._best_is_fine_tuned = False
+        self._started = time()
+        self._seconds_before = 0.0
+
+    @property
+    def state_key(self) -> str:
+        """The callback's name in checkpoints."""
+        return "Checkpoints"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best result so far, and the time spent."""
+        return {
+            "best": self._best,
+            "best_is_fine_tuned": self._best_is_fine_tuned,
+            "seconds": self._seconds_before + time() - self._started,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the contest."""
+        self._best = state_dict["best"]
+        self._best_is_fine_tuned = state_dict["best_is_fine_tuned"]
+        self._seconds_before = state_dict["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the epoch's end under every name that it earns."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        module = cast(Classifier, pl_module)
+        run = Run(run_folder(trainer))
+        names = ["last"]
+        if self._is_best(trainer, module):
+            names.append("best")
+        if module.prune_epoch == trainer.current_epoch + 1:
+            names.append("before_pruning")
+        for name in names:
+            trainer.save_checkpoint(run.checkpoint(name), weights_only=False)
+
+    def _is_best(self, trainer: Trainer, module: Classifier) -> bool:
+        metrics = trainer.callback_metrics
+        if "validation/clean_accuracy" not in metrics:
+            return False
+        names = ("validation/robust_accuracy", "validation/clean_accuracy")
+        result = [float(metrics[name]) for name in names if name in metrics]
+        if self._best_is_fine_tuned != module.is_fine_tuning:
+            self._best = None
+        if self._best is not None and result < self._best:
+            return False
+        self._best, self._best_is_fine_tuned = result, module.is_fine_tuning
+        return True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Mark the run as finished, if it is, and lay its final weights down."""
+        finished = trainer.current_epoch >= (trainer.max_epochs or 0)
+        if not trainer.is_global_zero or trainer.fast_dev_run or not finished:  # type: ignore[attr-defined]
+            return
+        run = Run(run_folder(trainer))
+        if not run.checkpoint().is_file():
+            return
+        module = cast(Classifier, pl_module)
+        weights = {n: v.detach().cpu().contiguous() for n, v in module.network.state_dict().items()}
+        save_file(weights, run.folder / "weights.safetensors")
+        summary = {
+            "epochs": trainer.current_epoch,
+            "seed": module.seed,
+            "seconds": round(self._seconds_before + time() - self._started, 1),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "validation": {
+                name.removeprefix("validation/"): round(float(value), 6)
+                for name, value in trainer.callback_metrics.items()
+                if name.startswith("validation/")
+            },
+            **about_machine(module.device),
+        }
+        Path(run.summary).write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def about_machine(device: torch.device) -> dict[str, str]:
+    """What a number was measured with: versions and hardware, for the record."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {
+        "hardware": hardware,
+        "prunerob": __version__,
+        "torch": torch.__version__,
+        "pytorch_lightning": pytorch_lightning.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def processor() -> str:
+    """The CPU's name and the number of threads in use."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].split(":", 1)[1].strip() if models else name
+    return f"{name}, {torch.get_num_threads()} threads"

@@ -1,0 +1,69 @@
+"""The command line: `prunerob fit|validate|test|predict`, on Lightning's CLI.
+
+Importing Lightning's CLI takes seconds, so this module imports nothing heavy: `prunerob --help`,
+`--version` and a mistyped command answer at once. The commands are in `prunerob.commands`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from prunerob import __version__
+from prunerob.errors import UserError
+
+HELP = """\
+usage: prunerob COMMAND [options]
+
+Train, prune and attack image classifiers: what does compression do to robustness?
+
+commands:
+  fit       train, prune at the prune epoch, fine-tune: prunerob fit --config configs/mnist_pgd.yaml
+  test      attack with the whole suite: prunerob test (the newest finished run), or
+            prunerob test --ckpt_path RUN (a run's folder, a checkpoint, a .safetensors file)
+  validate  accuracy on the held-out validation images: prunerob validate --ckpt_path RUN
+  predict   class and probabilities per image, as CSV: prunerob predict --ckpt_path RUN
+
+options:
+  -h, --help     show this and exit; `prunerob fit --help` lists every setting of a command
+  --version      show the version and exit
+  --config FILE  (of every command) a configuration; without one, that of the run in --ckpt_path
+  --print_config (of every command) show the whole configuration and exit
+  --KEY VALUE    (of every command) set one key of the configuration: --pruning.amount 0.8
+
+`prunerob fit --ckpt_path RUN` goes on with a run that was interrupted.
+A configuration names classes to import: treat one from a stranger as you would a program.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Args:
+        args: the command line without the program's name; by default the process's own.
+
+    Raises:
+        SystemExit: with status 2 after a mistake in the request, told in one line.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP)
+    elif args[0] == "--version":
+        print(f"prunerob {__version__}")
+    else:
+        try:
+            if args[0] not in ("fit", "validate", "test", "predict"):
+                raise UserError(f"{args[0]}: no such command; there are fit, validate, test, predict")
+            from prunerob.commands import run
+
+            run(args)
+        except (UserError, OSError) as error:
+            sys.stderr.write(f"prunerob: error: {one_line(error)}\n")
+            raise SystemExit(2) from None
+
+
+def one_line(error: Exception) -> str:
+    """An error's text in one line; a system error names its file first."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

@@ -1,0 +1,271 @@
+"""The four commands: what LightningCLI does for each, and what prunerob adds to it."""
+
+from __future__ import annotations
+
+import csv
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse.typing import register_type
+from pytorch_lightning import Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_info
+
+import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
+from prunerob import report
+from prunerob.attacks import Attack
+from prunerob.checkpoints import Checkpoints, about_machine
+from prunerob.classifier import Classifier
+from prunerob.data import ImageDataModule
+from prunerob.errors import UserError
+from prunerob.pixels import Pixels
+from prunerob.progress import Progress
+from prunerob.pruning import Pruning
+from prunerob.runs import Run, Weights, download, find_weights, load_weights, read_checkpoint
+from prunerob.schedules import Schedule
+
+register_type(Pixels, serializer=str, deserializer=Pixels)
+# Settings of attacks and schedules are dataclasses, yet chosen by class_path.
+set_parsing_settings(subclasses_enabled=[Attack, Schedule])
+
+
+def run(args: Sequence[str]) -> None:
+    """Run `fit`, `validate`, `test` or `predict`.
+
+    Args:
+        args: the command line without the program's name.
+    """
+    command, *rest = args
+    known = ArgumentParser(add_help=False, allow_abbrev=False)
+    known.add_argument("-c", "--config", action="append", default=[])
+    known.add_argument("--ckpt_path")
+    said, rest = known.parse_known_args(rest)
+    asks = {"-h", "--help", "--print_config"} & {word.split("=")[0] for word in rest}
+    configs = list(said.config)
+
+    weights = None
+    if not asks and (command != "fit" or said.ckpt_path):
+        weights = find_weights(said.ckpt_path, configs[-1] if configs else None)
+        if not configs:
+            if weights.config is None:
+                raise UserError(f"--config is missing: none lies with {weights.file}")
+            configs = [str(weights.config)]
+        if weights.found:
+            rank_zero_info(f"Using {weights.file}, from {weights.found}")
+    for config in reversed(configs):
+        rest = ["--config", config, *rest]
+    if command == "fit" and weights:
+        rest += ["--ckpt_path", str(weights.file)]
+    CommandLine(command, rest, weights)
+
+
+class Parser(LightningArgumentParser):
+    """Tells a mistake in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Refuse the command line, or tell a caller inside jsonargparse why it does not parse."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise UserError(message)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Lays the configuration of `fit` down in the run's folder and in TensorBoard."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Save, once, when a run begins; a run that goes on has its record already."""
+        if stage != "fit" or not trainer.log_dir:
+            return
+        report.check_writable(Path(trainer.log_dir))
+        if not Run(Path(trainer.log_dir)).config.is_file():
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Show the configuration in TensorBoard."""
+        text = self.parser.dump(self.config, skip_none=False)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("config", f"```yaml\n{text}\n```")
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI with prunerob's parts: `model`, `data`, `pruning`, and safe loading.
+
+    Args:
+        command: "fit", "validate", "test" or "predict".
+        args: the rest of the command line.
+        weights: the trained weights to start from or to test; None for a new run.
+    """
+
+    def __init__(self, command: str, args: Sequence[str], weights: Weights | None) -> None:
+        self.weights = weights
+        super().__init__(
+            model_class=Classifier,
+            datamodule_class=ImageDataModule,
+            subclass_mode_data=True,
+            parser_class=Parser,
+            save_config_callback=SaveConfig,
+            trainer_defaults={
+                "callbacks": [Checkpoints(), Progress()],
+                "num_sanity_val_steps": 0,
+                "devices": 1,
+                "logger": {
+                    "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
+                    "init_args": {"save_dir": ".", "name": "lightning_logs"},
+                },
+            },
+            auto_configure_optimizers=False,
+            args=[command, *args],
+        )
+
+    # Parsing
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, and the arguments of the Trainer's methods that are not for users.
+
+        `weights_only` is among them: True always, so that no checkpoint can run code.
+        """
+        inside = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+        inside |= {"weights_only", "verbose", "return_predictions"}
+        return {name: inside for name in ("fit", "validate", "test", "predict")}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One seed for everything: initial weights, order of images, noise of attacks."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="The run's seed.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add `pruning`, and give the seed to all who need it."""
+        parser.add_lightning_class_args(Pruning, "pruning")
+        for target in ("model.seed", "data.init_args.seed", "pruning.seed"):
+            parser.link_arguments("seed_everything", target)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; LightningCLI's own would warn about `sys.argv`."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: LightningCLI would take values from the checkpoint."""
+
+    # Instantiation
+
+    def before_instantiate_classes(self) -> None:
+        """Direct what the command writes to the folder of the run it is about."""
+        config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            if self.weights and self._goes_on(self.weights, config):
+                config.trainer.logger = _logger(self.weights.folder)
+                rank_zero_info(f"Going on with {self.weights.folder}")
+            return
+        assert self.weights is not None
+        report.check_writable(self.weights.folder)
+        config.trainer.logger = _logger(self.weights.folder) if self.subcommand == "test" else False
+
+    def _goes_on(self, weights: Weights, config: Namespace) -> bool:
+        """Whether `fit` goes on with a run in its own folder.
+
+        It does from the run's last checkpoint with the run's own configuration. Anything else
+        is a new run: a run's record must repeat it.
+        """
+        if weights.run is None or weights.file != weights.run.checkpoint():
+            return False
+        dumped = self._parser("fit").dump(config, skip_none=False)
+        record = yaml.safe_load(weights.run.config.read_text())
+        return {**yaml.safe_load(dumped), "ckpt_path": None} == {**record, "ckpt_path": None}
+
+    def instantiate_classes(self) -> None:
+        """Instantiate; a setting that a class refuses is the user's mistake, not a crash."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            raise UserError(str(error)) from error
+
+    # The commands
+
+    def fit(self, model: Classifier, datamodule: ImageDataModule, ckpt_path: str | None) -> None:
+        """Train, prune, fine-tune."""
+        if ckpt_path:
+            file = download(ckpt_path) if ckpt_path.startswith("http") else Path(ckpt_path)
+            if "loops" not in read_checkpoint(file):
+                raise UserError(f"ckpt_path: {file} holds no training state to go on from")
+            load_weights(model.network, file)
+            ckpt_path = str(file)
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        if self.trainer.log_dir and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_info(f"Run: {self.trainer.log_dir}")
+
+    def validate(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
+        """Measure on the validation images."""
+        self._load(model)
+        if datamodule.validation_size == 0:
+            raise UserError("data.validation_size: 0 leaves no images to validate on")
+        self.trainer.validate(model, datamodule=datamodule)
+
+    def test(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
+        """Attack the test images with the whole suite and write the table."""
+        weights = self._load(model)
+        self.trainer.test(model, datamodule=datamodule, verbose=False)
+        assert model.robustness is not None
+        about = {"seed": model.seed, **about_machine(model.device)}
+        files = report.write(model.robustness, weights, about)
+        report.show_in_tensorboard(self.trainer, model.robustness, self._hyperparameters())
+        report.show(model.robustness, weights)
+        rank_zero_info("Written: " + ", ".join(str(file) for file in files))
+
+    def predict(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
+        """Classify images into a CSV file."""
+        weights = self._load(model)
+        batches = self.trainer.predict(model, datamodule=datamodule)
+        file = weights.result("predictions").with_suffix(".csv")
+        names = datamodule.predict_names
+        with file.open("w", newline="") as opened:
+            table = csv.writer(opened, lineterminator="\n")
+            for i, (index, probabilities) in enumerate(batches or []):
+                if i == 0:
+                    classes = range(probabilities.shape[1])
+                    table.writerow(["image", "class", *(f"probability of {c}" for c in classes)])
+                for image, row in zip(index.tolist(), probabilities, strict=True):
+                    values = [f"{value:.6g}" for value in row.tolist()]
+                    table.writerow([names[image] if names else image, int(row.argmax()), *values])
+        rank_zero_info(f"Written: {file}")
+
+    def _load(self, model: Classifier) -> Weights:
+        assert self.weights is not None
+        load_weights(model.network, self.weights.file)
+        if "true" in str(self.trainer.precision) and self.trainer.precision != "32-true":
+            raise UserError(
+                f"trainer.precision: {self.trainer.precision} would round the adversarial examples "
+                "themselves; use 32-true or a mixed precision"
+            )
+        return self.weights
+
+    def _hyperparameters(self) -> dict[str, str | float]:
+        """The settings that tell runs apart, flat."""
+        config = yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand]))
+        flat: dict[str, str | float] = {}
+        _flatten({key: config[key] for key in ("seed_everything", "model", "pruning")}, "", flat)
+        return flat
+
+
+def _flatten(value: object, name: str, into: dict[str, str | float]) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if name != "model.attacks":
+                _flatten(inner, f"{name}.{key}" if name else str(key), into)
+    elif value is not None:
+        into[name.replace(".init_args", "")] = value if isinstance(value, float) else str(value)
+
+
+def _logger(folder: Path) -> Namespace:
+    """A TensorBoard logger that writes into an existing run's folder."""
+    init_args = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
+    return Namespace(
+        class_path="pytorch_lightning.loggers.TensorBoardLogger", init_args=Namespace(init_args)
+    )
+
+

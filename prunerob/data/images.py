@@ -1,0 +1,253 @@
+"""What every data module is: images held in memory as tensors, served in batches."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+from prunerob.errors import UserError
+
+
+class Batch(NamedTuple):
+    """One batch.
+
+    Attributes:
+        x: images, float32, (B, C, H, W), pixels in [0, 1].
+        y: labels, int64, (B,); -1 where there is none.
+        index: position of each image in its data set, int64, (B,).
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images: pixels uint8, (N, C, H, W), and labels int64, (N,)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+class Batches:
+    """Batches of chosen images, in order or shuffled anew each epoch.
+
+    A batch is one gather from a tensor in memory, not a Python call per image. The order of an
+    epoch is a function of (seed, epoch) alone, so a resumed run sees the order it would have seen.
+
+    Args:
+        images: what to choose from.
+        index: positions of the images to serve, int64, (n,).
+        size: images per batch; the last may be smaller.
+        shuffle_seed: shuffle by this seed; None serves in the order of `index`.
+        epoch: says which epoch it is.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        index: Tensor,
+        *,
+        size: int,
+        shuffle_seed: int | None = None,
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.images = images
+        self.index = index
+        self.size = size
+        self.shuffle_seed = shuffle_seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // self.size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        index = self.index
+        if self.shuffle_seed is not None:
+            generator = np.random.default_rng([self.shuffle_seed, self.epoch()])
+            index = index[torch.from_numpy(generator.permutation(len(index)))]
+        for chosen in index.split(self.size):
+            pixels = self.images.pixels[chosen]
+            yield Batch(pixels.float().div_(255), self.images.labels[chosen], chosen)
+
+
+def stratified_order(labels: Tensor, seed: int) -> Tensor:
+    """A random order of images in which every prefix holds the classes in their proportions.
+
+    Args:
+        labels: int64, (N,).
+        seed: of the draw.
+
+    Returns:
+        positions, int64, (N,).
+    """
+    generator = np.random.default_rng(seed)
+    place = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        members = members[torch.from_numpy(generator.permutation(len(members)))]
+        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    return place.argsort(stable=True)
+
+
+class ImageDataModule(LightningDataModule):
+    """Images from memory: the base of every data set.
+
+    A data set is a subclass with a `load` method; the splits, batches and order come from here.
+
+    Args:
+        batch_size: training images per optimizer step.
+        eval_batch_size: images per batch in validation, test and prediction; the attacks run on
+            batches of this size.
+        validation_size: training images held out for validation: a draw that is stratified by
+            class and the same for every seed; 0 trains on all of them.
+        train_size: training images to use, after the held-out ones are taken away, a stratified
+            draw; null for all.
+        test_size: test images to use, a stratified draw; null for all.
+        predict_folder: folder of images (PNG or JPEG) for `predict`; null for the test images.
+        seed: of the order of training images; set from `seed_everything`.
+    """
+
+    SPLIT_SEED = 20180101
+    """Of the held-out images and of every subset: the same images whatever the run's seed."""
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 128,
+        eval_batch_size: int = 250,
+        validation_size: int = 5000,
+        train_size: int | None = None,
+        test_size: int | None = None,
+        predict_folder: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, size, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("validation_size", validation_size, 0),
+            ("train_size", train_size, 1),
+            ("test_size", test_size, 1),
+        ):
+            if size is not None and size < least:
+                raise UserError(f"data.{name}: {size} is below {least}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.validation_size = validation_size
+        self.train_size = train_size
+        self.test_size = test_size
+        self.predict_folder = predict_folder
+        self.seed = seed
+        self.predict_names: list[str] | None = None
+        self._loaded: tuple[Images, Images] | None = None
+
+    @abstractmethod
+    def load(self) -> tuple[Images, Images]:
+        """Read the training images and the test images into memory."""
+
+    def setup(self, stage: str) -> None:
+        """Read the images and check that the splits fit them; called by the Trainer."""
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise UserError("trainer.devices: training and testing run on one device for now")
+        self._loaded = self._loaded or self.load()
+        train, test = self._loaded
+        for name, size, most in (
+            ("validation_size", self.validation_size, len(train.labels) - 1),
+            ("train_size", self.train_size, len(train.labels) - self.validation_size),
+            ("test_size", self.test_size, len(test.labels)),
+        ):
+            if size is not None and size > most:
+                raise UserError(f"data.{name}: {size}, but there are {most} images for it")
+
+    def train_dataloader(self) -> Batches:
+        """Training batches, in an order that is a function of the seed and the epoch."""
+        index = self._training_order()[self.validation_size :][: self.train_size]
+        return Batches(
+            self._images()[0],
+            index,
+            size=self.batch_size,
+            shuffle_seed=self.seed,
+            epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
+        )
+
+    def val_dataloader(self) -> Batches | list[Batches]:
+        """Held-out training images; every prefix of them is stratified by class."""
+        if self.validation_size == 0:
+            return []
+        index = self._training_order()[: self.validation_size]
+        return Batches(self._images()[0], index, size=self.eval_batch_size)
+
+    def test_dataloader(self) -> Batches:
+        """Test images, in their own order."""
+        test = self._images()[1]
+        index = torch.arange(len(test.labels))
+        if self.test_size is not None:
+            index = stratified_order(test.labels, self.SPLIT_SEED)[: self.test_size]
+        return Batches(test, index.sort().values, size=self.eval_batch_size)
+
+    def predict_dataloader(self) -> Batches:
+        """The images of `predict_folder`, or else the test images."""
+        if self.predict_folder is None:
+            return self.test_dataloader()
+        shape = self._images()[1].pixels.shape[1:]
+        files = find_images(Path(self.predict_folder))
+        pixels = torch.stack([read_image(file, shape) for file in files])
+        self.predict_names = [str(file) for file in files]
+        images = Images(pixels, torch.full((len(files),), -1))
+        return Batches(images, torch.arange(len(files)), size=self.eval_batch_size)
+
+    def _images(self) -> tuple[Images, Images]:
+        if self._loaded is None:
+            self._loaded = self.load()
+        return self._loaded
+
+    def _training_order(self) -> Tensor:
+        return stratified_order(self._images()[0].labels, self.SPLIT_SEED)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """PNG and JPEG files below a folder, sorted by path.
+
+    Raises:
+        UserError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"data.predict_folder: {folder} is not a folder")
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if not files:
+        raise UserError(f"data.predict_folder: {folder} holds no .png, .jpg or .jpeg file")
+    return files
+
+
+def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
+    """Read one image, as grey or as colour as the data set is.
+
+    Args:
+        file: PNG or JPEG.
+        shape: (C, H, W) that it must have.
+
+    Returns:
+        pixels, uint8, (C, H, W).
+
+    Raises:
+        UserError: the file is no readable image, or has another size.
+    """
+    try:
+        pixels = decode_image(str(file), ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB)
+    except RuntimeError:
+        raise UserError(f"{file}: not a readable PNG or JPEG image") from None
+    if pixels.shape[1:] != shape[1:]:
+        height, width = pixels.shape[1:]
+        raise UserError(f"{file}: {width}x{height} pixels, but the network's are {shape[2]}x{shape[1]}")
+    return pixels

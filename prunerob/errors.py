@@ -1,0 +1,5 @@
+"""Mistakes a user can make: shown as one line on the terminal, exit status 2, no traceback."""
+
+
+class UserError(ValueError):
+    """Something in the request is wrong; the message names it and says what to do."""

@@ -1,0 +1,276 @@
+"""The Pruning callback: when to prune. What to prune is decided by pure functions beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info
+from torch.optim import Optimizer
+
+from prunerob.classifier import Classifier
+from prunerob.errors import UserError
+from prunerob.pruning.criteria import Criterion, Scores, weight_magnitude
+from prunerob.pruning.masks import (
+    Masks,
+    Reading,
+    Shares,
+    apply_masks,
+    count_layers,
+    count_shares,
+    emptied_layers,
+    make_masks,
+    scores_filters,
+    without,
+)
+from prunerob.runs import run_folder
+from prunerob.tensorboard import log_shares, log_weight_histograms
+
+
+class Pruning(Callback):
+    """Prunes in one shot at the start of an epoch, and holds the masks from then on.
+
+    From the prune epoch on, fine-tuning begins: with a new optimizer and schedule, and with every
+    pruned parameter exactly 0 outside the optimizer's step.
+
+    Args:
+        epoch: the epoch that begins with pruning: the number of epochs of training before it.
+            null never prunes.
+        amount: share to prune, in [0, 1); 0 fine-tunes with empty masks, the control for longer
+            training.
+        criterion: `prunerob.pruning.weight_magnitude` or `filter_l1`, or their baselines
+            `random_weights` and `random_filters`; or a function of your own.
+        reading: which share `amount` is, for filters: "filters", "weights" in them, or
+            "parameters" gone from the compressed network; see `prunerob.pruning.masks`.
+        exclude: names of layers to leave out.
+        keep_per_layer: share of each layer's weights or filters that stays whatever their score,
+            in [0, 1).
+        seed: of random criteria; set from `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        *,
+        epoch: int | None = None,
+        amount: float = 0.9,
+        criterion: Criterion = weight_magnitude,
+        reading: Reading = "weights",
+        exclude: Sequence[str] = (),
+        keep_per_layer: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        for name, share in (("amount", amount), ("keep_per_layer", keep_per_layer)):
+            if not 0 <= share < 1:
+                raise UserError(f"pruning.{name}: {share} lies outside [0, 1)")
+        if epoch is not None and epoch < 1:
+            raise UserError(f"pruning.epoch: {epoch} is below 1, the first epoch that can prune")
+        self.epoch = epoch
+        self.amount = amount
+        self.criterion = criterion
+        self.reading = reading
+        self.exclude = list(exclude)
+        self.keep_per_layer = keep_per_layer
+        self.seed = seed
+        self.masks: Masks | None = None
+        """What stays; None until the prune epoch."""
+        self.shares: Shares | None = None
+        self.accuracies: dict[str, dict[str, float]] = {}
+        """Validation accuracies "before" and "after" pruning and after "fine-tuning"."""
+        self._saved_settings: dict[str, Any] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, in plain values."""
+        function = self.criterion
+        return {
+            "epoch": self.epoch,
+            "amount": self.amount,
+            "criterion": f"{function.__module__}.{getattr(function, '__qualname__', function)}",
+            "reading": self.reading,
+            "exclude": self.exclude,
+            "keep_per_layer": self.keep_per_layer,
+        }
+
+    # Before training
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check, before anything is computed, that this run can and will prune as asked."""
+        if stage != "fit":
+            return
+        module = cast(Classifier, pl_module)
+        module.prune_epoch = self.epoch
+        if self.epoch is None:
+            return
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.epoch:
+            raise UserError(
+                f"pruning.epoch: {self.epoch} is never reached in this run of "
+                f"{trainer.max_epochs} epochs (they count from 0); raise trainer.max_epochs, or "
+                "set pruning.epoch to null to train without pruning"
+            )
+        # Whether the amount can be reached depends on shapes alone, not on the weights.
+        self._make_masks(module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a checkpoint with masks was loaded: compare the settings and take the masks up."""
+        if self.masks is None:
+            return
+        saved = self._saved_settings or {}
+        for name, value in self.settings.items():
+            if saved.get(name) != value:
+                raise UserError(
+                    f"pruning.{name}: the checkpoint was pruned with {saved.get(name)}, but the "
+                    f"configuration says {value}; to prune in another way, go on from the "
+                    "run's checkpoints/before_pruning.ckpt"
+                )
+        self.masks = {name: mask.to(pl_module.device) for name, mask in self.masks.items()}
+        apply_masks(cast(Classifier, pl_module).network, self.masks)
+        self._hold(trainer, cast(Classifier, pl_module))
+
+    # Pruning
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """At the prune epoch: make the masks, apply them, begin fine-tuning."""
+        if self.masks is not None or trainer.current_epoch != self.epoch:
+            return
+        module = cast(Classifier, pl_module)
+        log_weight_histograms(trainer, module.network, "1 before pruning")
+        self._measure(trainer, module, "before")
+
+        self.masks, scores = self._make_masks(module)
+        if empty := emptied_layers(self.masks):
+            raise UserError(
+                f"pruning.amount: {self.amount} would empty {', '.join(empty)}; prune less, name "
+                "the layer in pruning.exclude, or set pruning.keep_per_layer. The trained network "
+                "is kept in the run's checkpoints/before_pruning.ckpt: go on from there"
+            )
+        self.shares = count_shares(module.network, self.masks, scores)
+        apply_masks(module.network, self.masks)
+
+        module.is_fine_tuning = True
+        trainer.strategy.setup_optimizers(trainer)
+        self._hold(trainer, module)
+
+        self._measure(trainer, module, "after")
+        log_weight_histograms(trainer, module.network, "2 after pruning")
+        log_shares(trainer, count_layers(module.network, self.masks), self.shares)
+        rank_zero_info(self.describe(module))
+
+    def _make_masks(self, module: Classifier) -> tuple[Masks, Scores]:
+        scores = without(self.criterion(module.network, self.seed), self.exclude)
+        masks = make_masks(
+            module.network,
+            scores,
+            self.amount,
+            reading=self.reading,
+            keep_per_layer=self.keep_per_layer,
+        )
+        return masks, scores
+
+    def _hold(self, trainer: Trainer, module: Classifier) -> None:
+        """Set pruned weights back to 0 at the end of every optimizer step.
+
+        Masking gradients instead would not do: momentum and weight decay move weights too.
+        """
+
+        def reapply(optimizer: Optimizer, args: object, kwargs: object) -> None:
+            if self.masks is not None:
+                apply_masks(module.network, self.masks)
+
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(reapply)
+
+    # What it did
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report what became of the pruned network."""
+        if self.masks is None:
+            return
+        module = cast(Classifier, pl_module)
+        self._measure(trainer, module, "fine-tuned")
+        log_weight_histograms(trainer, module.network, "3 after fine-tuning")
+        folder = run_folder(trainer)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            report = {
+                **self.settings,
+                "shares": asdict(self.shares) if self.shares else None,
+                "validation_accuracy": self.accuracies,
+                "layers": [asdict(layer) for layer in count_layers(module.network, self.masks)],
+            }
+            Path(folder, "pruning.json").write_text(json.dumps(report, indent=2) + "\n")
+        rank_zero_info(self._describe_accuracies())
+
+    def _measure(self, trainer: Trainer, module: Classifier, when: str) -> None:
+        """Validation accuracies at one moment; nothing without validation images."""
+        datamodule = cast(Any, trainer).datamodule
+        if datamodule is not None:
+            self.accuracies[when] = module.measure(datamodule.val_dataloader())
+
+    def describe(self, module: Classifier) -> str:
+        """What pruning did, layer by layer, as text."""
+        assert self.masks is not None and self.shares is not None
+        what = "filters" if scores_filters(self.criterion(module.network, self.seed)) else "weights"
+        lines = [
+            f"Pruned {what} at the start of epoch {self.epoch}:",
+            f"{'layer':<16}{'parameters':>12}{'kept':>10}{'pruned':>9}{'channels':>10}{'kept':>7}",
+        ]
+        layers = count_layers(module.network, self.masks)
+        lines += [
+            f"{layer.name:<16}{layer.parameters_before:>12,}{layer.parameters_after:>10,}"
+            f"{layer.share_pruned:>9.1%}{layer.channels_before:>10}{layer.channels_after:>7}"
+            for layer in layers
+        ]
+        before = sum(layer.parameters_before for layer in layers)
+        after = sum(layer.parameters_after for layer in layers)
+        lines.append(f"{'all':<16}{before:>12,}{after:>10,}{1 - after / before:>9.1%}")
+        lines.append(
+            f"Share pruned: {self.shares.filters:.2%} of the filters, {self.shares.weights:.2%} of "
+            f"the weights ranked, {self.shares.parameters:.2%} of all parameters"
+        )
+        lines += [
+            f"Warning: {layer.name} nearly vanished: {layer.share_pruned:.1%} of it is pruned; "
+            "pruning.keep_per_layer would keep more"
+            for layer in layers
+            if layer.share_pruned > 0.99 or layer.channels_after < 0.05 * layer.channels_before
+        ]
+        if accuracies := self._describe_accuracies():
+            lines.append(accuracies)
+        return "\n".join(lines)
+
+    def _describe_accuracies(self) -> str:
+        told = [
+            f"{when} " + ", ".join(f"{value:.1%} {name}" for name, value in values.items())
+            for when, values in self.accuracies.items()
+            if values
+        ]
+        return "Validation accuracy: " + "; ".join(told) if told else ""
+
+    # Checkpoints
+
+    @property
+    def state_key(self) -> str:
+        """The callback's name in checkpoints."""
+        return "Pruning"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks and settings, in tensors and plain values."""
+        if self.masks is None:
+            return {}
+        return {
+            "masks": dict(self.masks),
+            "settings": self.settings,
+            "shares": asdict(self.shares) if self.shares else None,
+            "accuracies": self.accuracies,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up masks from a checkpoint; `on_fit_start` compares the settings."""
+        if not state_dict:
+            return
+        self.masks = state_dict["masks"]
+        self._saved_settings = state_dict["settings"]
+        self.shares = Shares(**state_dict["shares"]) if state_dict["shares"] else None
+        self.accuracies = state_dict["accuracies"]

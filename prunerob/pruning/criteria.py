@@ -1,0 +1,97 @@
+"""Criteria: pure functions from a network to a score for each thing that may be pruned.
+
+A criterion is called as `criterion(network, seed)` and returns scores by parameter name. A score
+per weight (the parameter's shape) prunes weights, a score per output channel (a vector) prunes
+filters; what scores lowest goes first. Scores of all layers are ranked together, so they must be
+comparable across layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from prunerob.attacks.noise import image_keys, uniform
+from prunerob.errors import UserError
+from prunerob.networks import ChannelMap
+
+Scores = Mapping[str, Tensor]
+Criterion = Callable[[nn.Module, int], Scores]
+
+
+def weight_magnitude(network: nn.Module, seed: int) -> Scores:
+    """Magnitude of each weight, over all layers: "class-blinded" (See et al., arXiv:1606.09274).
+
+    Args:
+        network: its convolutions and linear layers take part, biases and normalisations do not.
+        seed: not used.
+
+    Returns:
+        scores, float, in each weight's shape.
+    """
+    return {name: weight.detach().abs() for name, weight in _weights(network)}
+
+
+def filter_l1(network: nn.Module, seed: int) -> Scores:
+    """Mean magnitude of each filter's weights, comparable across layers of different sizes.
+
+    The l1 norm of Li et al. (arXiv:1608.08710) divided by the filter's number of weights, as in
+    Wang et al. (2018).
+
+    Args:
+        network: one that says where its channels lead (`ChannelMap`).
+        seed: not used.
+
+    Returns:
+        scores, float, (filters,) per convolution.
+    """
+    return {name: weight.detach().abs().flatten(1).mean(1) for name, weight in _filters(network)}
+
+
+def random_weights(network: nn.Module, seed: int) -> Scores:
+    """A random score per weight: the baseline of `weight_magnitude`.
+
+    Args:
+        network: its convolutions and linear layers take part.
+        seed: the run's seed; the scores are a function of it.
+
+    Returns:
+        scores in [0, 1), float, in each weight's shape.
+    """
+    return {name: _random(name, weight.shape, seed) for name, weight in _weights(network)}
+
+
+def random_filters(network: nn.Module, seed: int) -> Scores:
+    """A random score per filter: the baseline of `filter_l1`.
+
+    Args:
+        network: one that says where its channels lead (`ChannelMap`).
+        seed: the run's seed; the scores are a function of it.
+
+    Returns:
+        scores in [0, 1), float, (filters,) per convolution.
+    """
+    return {name: _random(name, weight.shape[:1], seed) for name, weight in _filters(network)}
+
+
+def _weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+            yield f"{name}.weight" if name else "weight", module.weight
+
+
+def _filters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(network, ChannelMap):
+        raise UserError(
+            f"pruning.criterion: {type(network).__name__} does not say where its channels lead, so "
+            "its filters cannot be pruned; give it a channels() method as MnistCNN has"
+        )
+    for name in network.channels():
+        yield f"{name}.weight", network.get_submodule(name).get_parameter("weight")
+
+
+def _random(name: str, shape: torch.Size, seed: int) -> Tensor:
+    key = image_keys(torch.zeros(1, dtype=torch.int64), seed=seed, purpose=f"prune {name}")
+    return uniform(key, shape)[0]

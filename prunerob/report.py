@@ -1,0 +1,89 @@
+"""Where a test's result goes: the terminal, TensorBoard, and files beside the weights."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from pytorch_lightning import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from prunerob.errors import UserError
+from prunerob.robustness import Robustness
+from prunerob.runs import Weights
+from prunerob.tensorboard import writers
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the work whether its result can be written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror})") from None
+
+
+def write(robustness: Robustness, weights: Weights, about: Mapping[str, object]) -> list[Path]:
+    """Write robustness.json, .csv and .md, and the per-image file, beside the weights.
+
+    Args:
+        robustness: the result.
+        weights: what was tested.
+        about: what else to record in the JSON.
+
+    Returns:
+        the files.
+    """
+    stem = weights.result("robustness")
+    texts = {
+        f"{stem.name}.json": robustness.to_json({"weights": weights.file.name, **about}),
+        f"{stem.name}.csv": robustness.to_csv(),
+        f"{stem.name}.md": robustness.to_markdown(),
+        f"{stem.name}_images.csv": robustness.images_to_csv(),
+    }
+    for name, text in texts.items():
+        (stem.parent / name).write_text(text)
+    return [stem.parent / name for name in texts]
+
+
+def show(robustness: Robustness, weights: Weights) -> None:
+    """Print the table; beside it, if it was tested before, the same network before pruning."""
+    dense = accuracies_before_pruning(weights)
+    table = Table(title=f"Robustness of {weights.file}")
+    table.add_column("attack")
+    if dense:
+        table.add_column("before pruning", justify="right")
+    for heading in ("accuracy", "95 % interval", "images", "seconds"):
+        table.add_column(heading, justify="right")
+    for row in robustness.rows:
+        low, high = row.interval
+        cells = [f"{row.accuracy:.2%}", f"{low:.2%} to {high:.2%}", f"{row.images:,}"]
+        before = [f"{dense[row.attack]:.2%}" if row.attack in dense else "-"] if dense else []
+        table.add_row(row.attack, *before, *cells, f"{row.seconds:.1f}")
+    Console().print(table)
+
+
+def show_in_tensorboard(
+    trainer: Trainer, robustness: Robustness, hyperparameters: Mapping[str, str | float]
+) -> None:
+    """Add the table, and the hyper-parameters with the accuracies they led to."""
+    for writer in writers(trainer):
+        writer.add_text("robustness", robustness.to_markdown())
+        results = {f"hp/{row.attack}": row.accuracy for row in robustness.rows}
+        writer.add_hparams(dict(hyperparameters), results, run_name=".")
+
+
+def accuracies_before_pruning(weights: Weights) -> dict[str, float]:
+    """What a test of the same run's before_pruning.ckpt found; empty without one."""
+    file = weights.folder / "robustness_before_pruning.json"
+    if weights.run is None or weights.file.stem == "before_pruning" or not file.is_file():
+        return {}
+    return {row["attack"]: row["accuracy"] for row in json.loads(file.read_text())["rows"]}

@@ -1,0 +1,201 @@
+"""The result of a test: accuracy under each attack and under all of them, image by image."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+WORST_CASE = "worst case"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Accuracy under one attack.
+
+    Args:
+        attack: the attack's name; "clean", or "worst case" for an image being classified right
+            clean and under every attack.
+        correct: images classified right.
+        images: images attacked.
+        seconds: time spent attacking and classifying them.
+    """
+
+    attack: str
+    correct: int
+    images: int
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share classified right, in [0, 1]."""
+        return self.correct / self.images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the accuracy."""
+        return wilson_interval(self.correct, self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """The table of a test, and what it was made from.
+
+    Args:
+        rows: one per attack, then the worst case.
+        index: position of each image in its data set, int64, (N,).
+        label: true labels, int64, (N,).
+        predictions: by attack, int64, (N,).
+        margins: by attack, true logit minus the largest other one, float32, (N,).
+    """
+
+    rows: Sequence[Row]
+    index: Tensor
+    label: Tensor
+    predictions: Mapping[str, Tensor]
+    margins: Mapping[str, Tensor]
+
+    def to_json(self, about: Mapping[str, object]) -> str:
+        """The rows, behind what is to be known about the test."""
+        rows = [
+            {
+                "attack": row.attack,
+                "accuracy": row.accuracy,
+                "interval": row.interval,
+                "correct": row.correct,
+                "images": row.images,
+                "seconds": round(row.seconds, 3),
+            }
+            for row in self.rows
+        ]
+        return json.dumps({**about, "interval": "95 %, Wilson", "rows": rows}, indent=2) + "\n"
+
+    def to_csv(self) -> str:
+        """The rows, one line each; accuracies in [0, 1]."""
+        file = StringIO()
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["attack", "accuracy", "low", "high", "correct", "images", "seconds"])
+        for row in self.rows:
+            low, high = (f"{bound:.6f}" for bound in row.interval)
+            seconds = f"{row.seconds:.3f}"
+            table.writerow(
+                [row.attack, f"{row.accuracy:.6f}", low, high, row.correct, row.images, seconds]
+            )
+        return file.getvalue()
+
+    def to_markdown(self) -> str:
+        """The table for a page; accuracies in percent."""
+        lines = ["| attack | accuracy, % | 95 % interval | images | seconds |", "|---|---|---|---|---|"]
+        for row in self.rows:
+            low, high = row.interval
+            lines.append(
+                f"| {row.attack} | {100 * row.accuracy:.2f} | {100 * low:.2f} to {100 * high:.2f} "
+                f"| {row.images:,} | {row.seconds:.1f} |"
+            )
+        return "\n".join(lines) + "\n"
+
+    def images_to_csv(self) -> str:
+        """One line per image: index, label, and the prediction and margin under each attack."""
+        file = StringIO()
+        table = csv.writer(file, lineterminator="\n")
+        columns = [[f"{name} prediction", f"{name} margin"] for name in self.predictions]
+        table.writerow(["index", "label", *(c for pair in columns for c in pair)])
+        values: list[Sequence[object]] = [self.index.tolist(), self.label.tolist()]
+        for name, prediction in self.predictions.items():
+            values.append(prediction.tolist())
+            values.append([f"{value:.6g}" for value in self.margins[name].tolist()])
+        table.writerows(zip(*values, strict=True))
+        return file.getvalue()
+
+
+@dataclass
+class RobustnessRecorder:
+    """Collects what a test sees, batch by batch."""
+
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _parts: dict[str, list[tuple[Tensor, ...]]] = field(default_factory=dict)
+
+    def add(
+        self,
+        attack: str,
+        *,
+        index: Tensor,
+        label: Tensor,
+        prediction: Tensor,
+        margin: Tensor,
+        start: float,
+    ) -> None:
+        """Note one attack on one batch.
+
+        Args:
+            attack: its name.
+            index: position of each image in its data set, int64, (B,).
+            label: true labels, int64, (B,).
+            prediction: predicted labels, int64, (B,).
+            margin: true logit minus the largest other one, float32, (B,).
+            start: `perf_counter()` when the attack began. The clock is read after the results
+                have come to the CPU, so that a GPU's time is counted in full.
+        """
+        part = tuple(t.cpu().clone() for t in (index, label, prediction, margin))
+        self._parts.setdefault(attack, []).append(part)
+        self._seconds[attack] = self._seconds.get(attack, 0.0) + perf_counter() - start
+
+    def robustness(self) -> Robustness:
+        """Sum up.
+
+        Raises:
+            RuntimeError: an image was counted twice.
+        """
+        columns = {
+            name: [torch.cat(column) for column in zip(*parts, strict=True)]
+            for name, parts in self._parts.items()
+        }
+        index, label = next(iter(columns.values()))[:2]
+        if len(index.unique()) != len(index):
+            raise RuntimeError("an image was tested twice")
+        correct = {name: column[2] == label for name, column in columns.items()}
+        rows = [
+            Row(attack=name, correct=int(c.sum()), images=len(c), seconds=self._seconds[name])
+            for name, c in correct.items()
+        ]
+        right = torch.stack(list(correct.values())).all(0)
+        seconds = sum(self._seconds.values())
+        rows.append(
+            Row(attack=WORST_CASE, correct=int(right.sum()), images=len(right), seconds=seconds)
+        )
+        return Robustness(
+            rows=rows,
+            index=index,
+            label=label,
+            predictions={name: column[2] for name, column in columns.items()},
+            margins={name: column[3] for name, column in columns.items()},
+        )
+
+
+def wilson_interval(correct: int, images: int) -> tuple[float, float]:
+    """95 % confidence interval of a share (Wilson, 1927): honest near 0 and 1 too.
+
+    Args:
+        correct: successes.
+        images: trials, 1 or more.
+
+    Returns:
+        lower and upper bound, in [0, 1].
+
+    Example:
+        >>> [round(bound, 4) for bound in wilson_interval(9900, 10000)]
+        [0.9879, 0.9918]
+    """
+    z = 1.959963984540054
+    share = correct / images
+    center = share + z * z / (2 * images)
+    spread = z * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
+    scale = 1 + z * z / images
+    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)

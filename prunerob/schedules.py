@@ -1,0 +1,102 @@
+"""Learning-rate schedules whose length is that of the phase they run in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from pytorch_lightning.cli import LRSchedulerCallable
+from pytorch_lightning.utilities.types import LRSchedulerConfigType
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """How the learning rate runs over one phase: training, or fine-tuning."""
+
+    @abstractmethod
+    def __call__(self, optimizer: Optimizer, steps: int) -> LRSchedulerConfigType | None:
+        """Build the scheduler.
+
+        Args:
+            optimizer: the phase's optimizer.
+            steps: optimizer steps in the phase.
+
+        Returns:
+            Lightning's description of a scheduler, or None for a constant rate.
+        """
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The optimizer's own learning rate throughout."""
+
+    def __call__(self, optimizer: Optimizer, steps: int) -> LRSchedulerConfigType | None:
+        """No scheduler; see `Schedule.__call__`."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle(Schedule):
+    """Up to the optimizer's learning rate and down again (Smith and Topin, arXiv:1708.07120).
+
+    Args:
+        warmup: share of the phase in which the rate rises, in (0, 1).
+        start: first rate, as a share of the optimizer's.
+        end: last rate, as a share of the optimizer's.
+        shape: of the way up and down.
+    """
+
+    warmup: float = 0.25
+    start: float = 0.04
+    end: float = 0.0001
+    shape: Literal["cos", "linear"] = "cos"
+
+    def __call__(self, optimizer: Optimizer, steps: int) -> LRSchedulerConfigType | None:
+        """Build the scheduler; see `Schedule.__call__`."""
+        scheduler = OneCycleLR(
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            total_steps=steps,
+            pct_start=self.warmup,
+            anneal_strategy=self.shape,
+            cycle_momentum=False,
+            div_factor=1 / self.start,
+            final_div_factor=self.start / self.end,
+        )
+        return {"scheduler": scheduler, "interval": "step"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+    """From the optimizer's learning rate down along half a cosine.
+
+    Args:
+        end: last rate.
+    """
+
+    end: float = 0.0
+
+    def __call__(self, optimizer: Optimizer, steps: int) -> LRSchedulerConfigType | None:
+        """Build the scheduler; see `Schedule.__call__`."""
+        scheduler = CosineAnnealingLR(optimizer, T_max=steps, eta_min=self.end)
+        return {"scheduler": scheduler, "interval": "step"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torch(Schedule):
+    """Any scheduler of `torch.optim.lr_scheduler`, with its own lengths as settings.
+
+    Args:
+        scheduler: the scheduler's class and settings, without the optimizer.
+        interval: what one step of it is: an "epoch", or an optimizer "step".
+    """
+
+    scheduler: LRSchedulerCallable
+    interval: Literal["epoch", "step"] = "epoch"
+
+    def __call__(self, optimizer: Optimizer, steps: int) -> LRSchedulerConfigType | None:
+        """Build the scheduler; see `Schedule.__call__`."""
+        return {"scheduler": self.scheduler(optimizer), "interval": self.interval}

@@ -1,0 +1,71 @@
+"""What runs show in TensorBoard beyond their scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.tensorboard.writer import SummaryWriter
+from torchvision.utils import make_grid
+
+if TYPE_CHECKING:
+    from prunerob.pruning.masks import Layer, Shares
+
+
+def writers(trainer: Trainer) -> list[SummaryWriter]:
+    """The TensorBoard writers of a Trainer; none without a TensorBoardLogger."""
+    return [log.experiment for log in trainer.loggers if isinstance(log, TensorBoardLogger)]
+
+
+def log_weight_histograms(trainer: Trainer, network: nn.Module, when: str) -> None:
+    """A histogram of each layer's weights; pruned ones show as the peak at 0.
+
+    Args:
+        trainer: says where to write and at which step.
+        network: whose weights.
+        when: the moment, part of the tag.
+    """
+    for writer in writers(trainer):
+        for name, parameter in network.named_parameters():
+            if parameter.dim() > 1:
+                writer.add_histogram(f"{name}/{when}", parameter.detach(), trainer.global_step)
+
+
+def log_shares(trainer: Trainer, layers: Sequence[Layer], shares: Shares) -> None:
+    """The share pruned of each layer, and by the three readings."""
+    for writer in writers(trainer):
+        for layer in layers:
+            writer.add_scalar(f"pruned/{layer.name}", layer.share_pruned, trainer.global_step)
+        for reading in ("filters", "weights", "parameters"):
+            share = getattr(shares, reading)
+            writer.add_scalar(f"pruned share/{reading}", share, trainer.global_step)
+
+
+def log_examples(
+    trainer: Trainer, tag: str, x: Tensor, x_adv: Tensor, labels: Tensor, predictions: Tensor
+) -> None:
+    """A grid of images, adversarial examples and magnified perturbations, with predictions.
+
+    Args:
+        trainer: says where to write.
+        tag: the attack's name.
+        x: images, float32, (B, C, H, W), pixels in [0, 1].
+        x_adv: adversarial examples, as x.
+        labels: true labels, int64, (B,).
+        predictions: for the adversarial examples, int64, (B,).
+    """
+    change = x_adv - x
+    # Grey is no change; the largest change in the grid is black or white.
+    magnified = 0.5 + change / (2 * change.abs().max().clamp(min=1e-12))
+    grid = make_grid(torch.cat([x, x_adv, magnified]).cpu(), nrow=len(x), pad_value=0.3)
+    told = " ".join(
+        f"{label}" if label == prediction else f"{label}→{prediction}"
+        for label, prediction in zip(labels.tolist(), predictions.tolist(), strict=True)
+    )
+    for writer in writers(trainer):
+        writer.add_image(f"examples/{tag}", grid)
+        writer.add_text(f"examples/{tag}", f"label, and → prediction where it differs: {told}")
