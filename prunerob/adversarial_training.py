@@ -61,7 +61,7 @@ class AdversarialTraining:
         return self.attack(network, x, y, eps=self._radius(key, epochs), key=key)
 
     def _radius(self, key: Tensor, epochs: float) -> Tensor | None:
-        """eps of each image, float32, (B,); None leaves it to the attack."""
+        """Radius of each image's ball, float32, (B,); None leaves it to the attack."""
         ramp = min(1.0, epochs / self.ramp_epochs) if self.ramp_epochs else 1.0
         if self.eps == "fixed" and ramp == 1:
             return None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import platform
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from time import time
 from typing import Any, cast
 
-import pytorch_lightning
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
@@ -117,7 +117,7 @@ def about_machine(device: torch.device) -> dict[str, str]:
         "hardware": hardware,
         "prunerob": __version__,
         "torch": torch.__version__,
-        "pytorch_lightning": pytorch_lightning.__version__,
+        "pytorch_lightning": version("pytorch-lightning"),
         "python": platform.python_version(),
     }
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from pytorch_lightning.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from prunerob.adversarial_training import AdversarialTraining
@@ -121,18 +121,17 @@ class Classifier(LightningModule):
         self.running[name] = value
         self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=images)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Optimizer and schedule of the phase, training or fine-tuning; called at each's start."""
         optimizer, schedule = self.optimizer, self.schedule
         if self.is_fine_tuning:
             optimizer = self.fine_tuning.optimizer or optimizer
             schedule = self.fine_tuning.schedule or schedule
         built = optimizer(self.network.parameters())
-        config: OptimizerLRSchedulerConfig = {"optimizer": built}
         scheduler = schedule(built, self._phase_steps())
-        if scheduler is not None:
-            config["lr_scheduler"] = scheduler
-        return config
+        if scheduler is None:
+            return {"optimizer": built}
+        return {"optimizer": built, "lr_scheduler": scheduler}
 
     def _phase_steps(self) -> int:
         """Optimizer steps of the phase."""
@@ -188,7 +187,9 @@ class Classifier(LightningModule):
         self.eval()
         found: dict[str, list[Tensor]] = {}
         for batch in batches:
-            for name, correct in self._judge(Batch(*(t.to(self.device) for t in batch)), seen).items():
+            for name, correct in self._judge(
+                Batch(*(t.to(self.device) for t in batch)), seen
+            ).items():
                 found.setdefault(name, []).append(correct)
             seen += len(batch.y)
         self.train(was_training)
@@ -247,4 +248,4 @@ class Classifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Positions of the images, int64, (B,), and their probabilities, float32, (B, classes)."""
-        return batch.index, self(batch.x).float().softmax(1)
+        return batch.indices, self(batch.x).float().softmax(1)

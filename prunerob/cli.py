@@ -53,7 +53,9 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         try:
             if args[0] not in ("fit", "validate", "test", "predict"):
-                raise UserError(f"{args[0]}: no such command; there are fit, validate, test, predict")
+                raise UserError(
+                    f"{args[0]}: no such command; there are fit, validate, test, predict"
+                )
             from prunerob.commands import run
 
             run(args)

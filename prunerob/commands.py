@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -28,6 +28,8 @@ from prunerob.progress import Progress
 from prunerob.pruning import Pruning
 from prunerob.runs import Run, Weights, download, find_weights, load_weights, read_checkpoint
 from prunerob.schedules import Schedule
+
+LOGGER = "pytorch_lightning.loggers.TensorBoardLogger"
 
 register_type(Pixels, serializer=str, deserializer=Pixels)
 # Settings of attacks and schedules are dataclasses, yet chosen by class_path.
@@ -115,7 +117,7 @@ class CommandLine(LightningCLI):
                 "num_sanity_val_steps": 0,
                 "devices": 1,
                 "logger": {
-                    "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
+                    "class_path": LOGGER,
                     "init_args": {"save_dir": ".", "name": "lightning_logs"},
                 },
             },
@@ -133,7 +135,7 @@ class CommandLine(LightningCLI):
         """
         inside = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
         inside |= {"weights_only", "verbose", "return_predictions"}
-        return {name: inside for name in ("fit", "validate", "test", "predict")}
+        return dict.fromkeys(("fit", "validate", "test", "predict"), inside)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One seed for everything: initial weights, order of images, noise of attacks."""
@@ -264,8 +266,5 @@ def _flatten(value: object, name: str, into: dict[str, str | float]) -> None:
 def _logger(folder: Path) -> Namespace:
     """A TensorBoard logger that writes into an existing run's folder."""
     init_args = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
-    return Namespace(
-        class_path="pytorch_lightning.loggers.TensorBoardLogger", init_args=Namespace(init_args)
-    )
-
-
+    logger: Namespace = dict_to_namespace({"class_path": LOGGER, "init_args": init_args})
+    return logger

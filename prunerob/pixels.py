@@ -20,6 +20,7 @@ class Pixels(float):
     """
 
     def __new__(cls, value: float | str = 0.0) -> Pixels:
+        """Read and check a distance."""
         try:
             # Fraction("0.3") is exactly 3/10, and float() of it the nearest double: 0.3.
             number = float(Fraction(value) if isinstance(value, str) else value)

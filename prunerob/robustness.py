@@ -92,7 +92,10 @@ class Robustness:
 
     def to_markdown(self) -> str:
         """The table for a page; accuracies in percent."""
-        lines = ["| attack | accuracy, % | 95 % interval | images | seconds |", "|---|---|---|---|---|"]
+        lines = [
+            "| attack | accuracy, % | 95 % interval | images | seconds |",
+            "|---|---|---|---|---|",
+        ]
         for row in self.rows:
             low, high = row.interval
             lines.append(
@@ -158,7 +161,7 @@ class RobustnessRecorder:
             for name, parts in self._parts.items()
         }
         index, label = next(iter(columns.values()))[:2]
-        if len(index.unique()) != len(index):
+        if len(torch.unique(index)) != len(index):
             raise RuntimeError("an image was tested twice")
         correct = {name: column[2] == label for name, column in columns.items()}
         rows = [

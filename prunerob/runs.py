@@ -1,13 +1,13 @@
 """Runs: the folders that `fit` writes, and the weights in them.
 
-    RUN/config.yaml                     the run's record: it repeats the run
-    RUN/checkpoints/last.ckpt           after the last finished epoch
-    RUN/checkpoints/before_pruning.ckpt after the last epoch of training
-    RUN/checkpoints/best.ckpt           best on validation images
-    RUN/weights.safetensors             the final weights alone
-    RUN/pruning.json                    what pruning did
-    RUN/summary.json                    written when the run has finished
-    RUN/robustness.json, .csv, .md      what a test of last.ckpt found
+A run's folder holds
+
+- config.yaml, the run's record: it repeats the run;
+- checkpoints/last.ckpt, after the last finished epoch; before_pruning.ckpt, after the last epoch
+  of training; best.ckpt, the best on validation images;
+- weights.safetensors, the final weights alone;
+- pruning.json, what pruning did, and summary.json, written when the run has finished;
+- robustness.json, .csv and .md, what a test of last.ckpt found, and robustness_images.csv.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class Attack(ABC):
     """An attack: its settings. Calling it perturbs a batch; it keeps nothing between calls."""
 
-    @abstractmethod
     def __call__(
         self,
         network: nn.Module,
@@ -44,28 +43,44 @@ class Attack(ABC):
         Returns:
             adversarial examples, float32, (B, C, H, W), within eps of x and in [0, 1].
         """
+        if key is None:
+            key = torch.arange(len(x), device=x.device)
+        with (
+            _evaluating(network),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            # The caller's mixed precision would reach into the backward pass; and while this
+            # block lasts, the weights that `input_gradient` casts are cast once, not each step.
+            torch.autocast(x.device.type, enabled=False),
+        ):
+            radius = None if eps is None else _outside_inference(eps)
+            x, y, key = map(_outside_inference, (x, y, key))
+            return self.perturb(network, x, y, radius, key).detach()
+
+    @abstractmethod
+    def perturb(
+        self, network: nn.Module, x: Tensor, y: Tensor, eps: Tensor | None, key: Tensor
+    ) -> Tensor:
+        """The method itself: called with the network in evaluation mode and autograd on.
+
+        Arguments and result are those of `__call__`; x and y are not to be changed in place.
+        """
 
 
 @dataclass(frozen=True)
 class NoAttack(Attack):
     """Leaves the images as they are: what training on clean images attacks with."""
 
-    def __call__(
-        self,
-        network: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        eps: Tensor | None = None,
-        key: Tensor | None = None,
+    def perturb(
+        self, network: nn.Module, x: Tensor, y: Tensor, eps: Tensor | None, key: Tensor
     ) -> Tensor:
         """Return the images."""
         return x
 
 
 @contextmanager
-def attacking(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode and autograd for the time of an attack, under any Trainer setting.
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time of an attack.
 
     Every module's own mode comes back afterwards: parts of a network may have been frozen in
     evaluation mode by the caller. Parameters need no care: `torch.autograd.grad` with respect to
@@ -75,11 +90,15 @@ def attacking(network: nn.Module) -> Iterator[None]:
     for module in training:
         module.training = False
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
+        yield
     finally:
         for module in training:
             module.training = True
+
+
+def _outside_inference(tensor: Tensor) -> Tensor:
+    """A tensor that autograd can use: those made in inference mode, as in a test, cannot."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def input_gradient(network: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -129,6 +148,6 @@ def gradient_dtype(precision: Precision, step_size: float, device: torch.device)
     return getattr(torch, precision)  # type: ignore[no-any-return]
 
 
-def per_image(eps: float | Tensor, x: Tensor) -> float | Tensor:
-    """A setting as it is, or a (B,) tensor in a shape that broadcasts over images (B, C, H, W)."""
-    return eps.view(-1, *[1] * (x.dim() - 1)) if isinstance(eps, Tensor) else eps
+def per_image(value: float | Tensor, x: Tensor) -> float | Tensor:
+    """A number as it is, or a tensor (B,) in a shape that broadcasts over images (B, C, H, W)."""
+    return value.view(-1, *[1] * (x.dim() - 1)) if isinstance(value, Tensor) else value

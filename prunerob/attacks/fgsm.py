@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from prunerob.attacks.attack import Attack, Precision, attacking, gradient_dtype
+from prunerob.attacks.attack import Attack, Precision, gradient_dtype
 from prunerob.attacks.pgd import climb
 from prunerob.pixels import Pixels
 
@@ -33,22 +33,14 @@ class FGSM(Attack):
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Pixels(self.eps))
 
-    def __call__(
-        self,
-        network: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        eps: Tensor | None = None,
-        key: Tensor | None = None,
+    def perturb(
+        self, network: nn.Module, x: Tensor, y: Tensor, eps: Tensor | None, key: Tensor
     ) -> Tensor:
         """Perturb images; see `Attack.__call__`."""
         radius = self.eps if eps is None else eps
         precision = "float32" if self.precision == "auto" else self.precision
         dtype = gradient_dtype(precision, self.eps, x.device)
-        with attacking(network):
-            x = x.clone()
-            if self.label == "predicted":
-                with torch.no_grad():
-                    y = network(x).argmax(1)
-            return climb(network, x, y, x, radius, radius, 1, dtype)
+        if self.label == "predicted":
+            with torch.no_grad():
+                y = network(x).argmax(1)
+        return climb(network, x, y, x, radius, radius, 1, dtype)

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunerob.attacks.attack import Attack, Precision, attacking, gradient_dtype, input_gradient
-from prunerob.attacks.attack import per_image as _per_image
+from prunerob.attacks.attack import (
+    Attack,
+    Precision,
+    gradient_dtype,
+    input_gradient,
+    per_image,
+)
 from prunerob.attacks.noise import mix, uniform
 from prunerob.pixels import Pixels
 
@@ -46,37 +51,22 @@ class PGD(Attack):
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"PGD: {self.restarts} restarts need random_start, or all are equal")
 
-    def __call__(
-        self,
-        network: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        eps: Tensor | None = None,
-        key: Tensor | None = None,
+    def perturb(
+        self, network: nn.Module, x: Tensor, y: Tensor, eps: Tensor | None, key: Tensor
     ) -> Tensor:
         """Perturb images; see `Attack.__call__`."""
-        if key is None:
-            key = torch.arange(len(x), device=x.device)
         radius: float | Tensor = self.eps
         step_size: float | Tensor = self.step_size
         if eps is not None:
             radius, step_size = eps, eps * (self.step_size / self.eps if self.eps else 0.0)
         dtype = gradient_dtype(self.precision, self.step_size, x.device)
 
-        with attacking(network):
-            x = x.clone()
-            best = self._try(network, x, y, radius, step_size, mix(key, 0), dtype)
-            if self.restarts == 1:
-                return best
-            best_margin = margin(network, best, y)
-            for restart in range(1, self.restarts):
-                new = self._try(network, x, y, radius, step_size, mix(key, restart), dtype)
-                new_margin = margin(network, new, y)
-                better = new_margin < best_margin
-                best = torch.where(better.view(-1, *[1] * (x.dim() - 1)), new, best)
-                best_margin = torch.minimum(new_margin, best_margin)
-            return best
+        best = self._try(network, x, y, radius, step_size, mix(key, 0), dtype)
+        for restart in range(1, self.restarts):
+            new = self._try(network, x, y, radius, step_size, mix(key, restart), dtype)
+            better = margin(network, new, y) < margin(network, best, y)
+            best = torch.where(better.view(-1, *[1] * (x.dim() - 1)), new, best)
+        return best
 
     def _try(
         self,
@@ -92,7 +82,7 @@ class PGD(Attack):
         start = x
         if self.random_start:
             noise = 2 * uniform(key, x.shape[1:]) - 1
-            start = x + _per_image(eps, x) * noise
+            start = x + per_image(eps, x) * noise
         return climb(network, x, y, start, eps, step_size, self.steps, dtype)
 
 
@@ -121,7 +111,7 @@ def climb(
     Returns:
         the last iterate, float32, (B, C, H, W).
     """
-    eps, step_size = _per_image(eps, x), _per_image(step_size, x)
+    eps, step_size = per_image(eps, x), per_image(step_size, x)
     # The ball and [0, 1] are both boxes, so one clamp to their intersection projects onto both.
     low, high = (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
     x_adv = start.clamp(low, high)

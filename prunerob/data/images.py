@@ -23,12 +23,12 @@ class Batch(NamedTuple):
     Attributes:
         x: images, float32, (B, C, H, W), pixels in [0, 1].
         y: labels, int64, (B,); -1 where there is none.
-        index: position of each image in its data set, int64, (B,).
+        indices: position of each image in its data set, int64, (B,).
     """
 
     x: Tensor
     y: Tensor
-    index: Tensor
+    indices: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Batches:
         if self.shuffle_seed is not None:
             generator = np.random.default_rng([self.shuffle_seed, self.epoch()])
             index = index[torch.from_numpy(generator.permutation(len(index)))]
-        for chosen in index.split(self.size):
+        for chosen in torch.split(index, self.size):
             pixels = self.images.pixels[chosen]
             yield Batch(pixels.float().div_(255), self.images.labels[chosen], chosen)
 
@@ -93,7 +93,7 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     """
     generator = np.random.default_rng(seed)
     place = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
+    for label in torch.unique(labels):
         members = (labels == label).nonzero().squeeze(1)
         members = members[torch.from_numpy(generator.permutation(len(members)))]
         place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
@@ -243,11 +243,14 @@ def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
     Raises:
         UserError: the file is no readable image, or has another size.
     """
+    pixels: Tensor
     try:
         pixels = decode_image(str(file), ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB)
     except RuntimeError:
         raise UserError(f"{file}: not a readable PNG or JPEG image") from None
     if pixels.shape[1:] != shape[1:]:
         height, width = pixels.shape[1:]
-        raise UserError(f"{file}: {width}x{height} pixels, but the network's are {shape[2]}x{shape[1]}")
+        raise UserError(
+            f"{file}: {width}x{height} pixels, but the network's are {shape[2]}x{shape[1]}"
+        )
     return pixels

@@ -24,7 +24,6 @@ from prunerob.pruning.masks import (
     count_shares,
     emptied_layers,
     make_masks,
-    scores_filters,
     without,
 )
 from prunerob.runs import run_folder
@@ -211,10 +210,11 @@ class Pruning(Callback):
 
     def describe(self, module: Classifier) -> str:
         """What pruning did, layer by layer, as text."""
-        assert self.masks is not None and self.shares is not None
-        what = "filters" if scores_filters(self.criterion(module.network, self.seed)) else "weights"
+        if self.masks is None or self.shares is None:
+            return "Not pruned"
+        name = getattr(self.criterion, "__name__", str(self.criterion))
         lines = [
-            f"Pruned {what} at the start of epoch {self.epoch}:",
+            f"Pruned by {name} at the start of epoch {self.epoch}:",
             f"{'layer':<16}{'parameters':>12}{'kept':>10}{'pruned':>9}{'channels':>10}{'kept':>7}",
         ]
         layers = count_layers(module.network, self.masks)

@@ -228,7 +228,7 @@ def _marked(positions: Tensor, length: int) -> Tensor:
 
 def _split(flat: Tensor, scores: Scores) -> dict[str, Tensor]:
     """Cut a vector over all ranked entries back into the layers' shapes."""
-    parts = flat.split([score.numel() for score in scores.values()])
+    parts = torch.split(flat, [score.numel() for score in scores.values()])
     return {n: p.view(s.shape) for (n, s), p in zip(scores.items(), parts, strict=True)}
 
 
