@@ -44,13 +44,13 @@ class Classifier(LightningModule):
     Args:
         network: from images (B, C, H, W), pixels in [0, 1], to logits (B, classes).
         optimizer: the optimizer's class and settings, without the parameters.
+        attacks: the test suite: each attack under the name of its row in the table.
         schedule: how the learning rate runs over the training epochs.
         fine_tuning: optimizer and schedule from the prune epoch on.
         adversarial_training: what a training step adds to the clean images.
         validation_attack: attack of every epoch's validation.
         validation_attack_images: number of validation images that it attacks, stratified by
             class; 0 for none.
-        attacks: the test suite: each attack under the name of its row in the table.
         seed: of all noise in attacks; set from `seed_everything`.
     """
 
@@ -59,23 +59,23 @@ class Classifier(LightningModule):
         *,
         network: nn.Module,
         optimizer: OptimizerCallable,
-        schedule: Schedule | None = None,
-        fine_tuning: FineTuning | None = None,
-        adversarial_training: AdversarialTraining | None = None,
-        validation_attack: Attack | None = None,
+        attacks: dict[str, Attack],
+        schedule: Schedule = Constant(),
+        fine_tuning: FineTuning = FineTuning(),
+        adversarial_training: AdversarialTraining = AdversarialTraining(),
+        validation_attack: Attack = NoAttack(),
         validation_attack_images: int = 500,
-        attacks: dict[str, Attack] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.network = network
         self.optimizer = optimizer
-        self.schedule = schedule or Constant()
-        self.fine_tuning = fine_tuning or FineTuning()
-        self.adversarial_training = adversarial_training or AdversarialTraining()
-        self.validation_attack = validation_attack or NoAttack()
+        self.schedule = schedule
+        self.fine_tuning = fine_tuning
+        self.adversarial_training = adversarial_training
+        self.validation_attack = validation_attack
         self.validation_attack_images = validation_attack_images
-        self.attacks = attacks or {}
+        self.attacks = attacks
         self.seed = seed
         self.prune_epoch: int | None = None
         """Epoch in which fine-tuning begins; set by the Pruning callback, None without pruning."""

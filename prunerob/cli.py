@@ -26,6 +26,7 @@ commands:
 
 options:
   -h, --help     show this and exit; `prunerob fit --help` lists every setting of a command
+                 and `prunerob fit --data.help prunerob.data.MNIST` those of a class
   --version      show the version and exit
   --config FILE  (of every command) a configuration; without one, that of the run in --ckpt_path
   --print_config (of every command) show the whole configuration and exit

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import logging
+import re
+import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
 from jsonargparse.typing import register_type
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -26,7 +30,15 @@ from prunerob.errors import UserError
 from prunerob.pixels import Pixels
 from prunerob.progress import Progress
 from prunerob.pruning import Pruning
-from prunerob.runs import Run, Weights, download, find_weights, load_weights, read_checkpoint
+from prunerob.runs import (
+    CHECKPOINTS,
+    Run,
+    Weights,
+    download,
+    find_weights,
+    load_weights,
+    read_checkpoint,
+)
 from prunerob.schedules import Schedule
 
 LOGGER = "pytorch_lightning.loggers.TensorBoardLogger"
@@ -42,6 +54,11 @@ def run(args: Sequence[str]) -> None:
     Args:
         args: the command line without the program's name.
     """
+    for logger in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(logger).addFilter(lambda record: "Tip:" not in record.getMessage())
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
+    warnings.filterwarnings("ignore", r".*smaller than the logging interval")  # logs are by epoch
+
     command, *rest = args
     known = ArgumentParser(add_help=False, allow_abbrev=False)
     known.add_argument("-c", "--config", action="append", default=[])
@@ -51,6 +68,11 @@ def run(args: Sequence[str]) -> None:
     configs = list(said.config)
 
     weights = None
+    if command == "fit" and said.ckpt_path in CHECKPOINTS and not configs:
+        raise UserError(
+            f"--ckpt_path {said.ckpt_path}: of which run? Name its folder, as in "
+            "`prunerob fit --ckpt_path lightning_logs/mnist_pgd/version_0`"
+        )
     if not asks and (command != "fit" or said.ckpt_path):
         weights = find_weights(said.ckpt_path, configs[-1] if configs else None)
         if not configs:
@@ -63,7 +85,10 @@ def run(args: Sequence[str]) -> None:
         rest = ["--config", config, *rest]
     if command == "fit" and weights:
         rest += ["--ckpt_path", str(weights.file)]
-    CommandLine(command, rest, weights)
+    try:
+        CommandLine(command, rest, weights)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
 
 
 class Parser(LightningArgumentParser):
@@ -73,7 +98,34 @@ class Parser(LightningArgumentParser):
         """Refuse the command line, or tell a caller inside jsonargparse why it does not parse."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise UserError(message)
+        raise UserError(plain(message))
+
+
+def plain(message: str) -> str:
+    """A parser's explanation of a mistake, without the types that did not match either.
+
+    Args:
+        message: of jsonargparse: several lines, of which one matters.
+
+    Returns:
+        the key and what is wrong with it, in one line.
+    """
+    dull = r"- (Expected a <class 'NoneType'>|Expected a path but)|Given value type"
+    dull += r"|(- )?(Does not validate|Subtypes:|Errors:)|Given value: .{60}"
+    lines = [line.strip() for line in message.splitlines()]
+    text = " ".join(line.removeprefix("- ") for line in lines if not re.match(dull, line))
+    for pattern, shorter in (
+        (r'Parser key "([^"]*)":( -)?', r"\1:"),
+        (r"Problem with given class_path '([^']*)':", r"\1:"),
+        (r"<class '([^']*)'>", r"\1"),
+        (r"Type \S*Callable\[.*\] expects", "expected"),
+        (r"Expected a (typing\.)?", "expected "),
+        (r" Given value: ", "; got "),
+        (r"Not of type Pixels: ", ""),
+        (r"Expected a dot import path string|expected dot import path string", "no such class"),
+    ):
+        text = re.sub(pattern, shorter, text)
+    return text or message
 
 
 class SaveConfig(SaveConfigCallback):
@@ -116,12 +168,14 @@ class CommandLine(LightningCLI):
                 "callbacks": [Checkpoints(), Progress()],
                 "num_sanity_val_steps": 0,
                 "devices": 1,
+                "enable_model_summary": False,
                 "logger": {
                     "class_path": LOGGER,
                     "init_args": {"save_dir": ".", "name": "lightning_logs"},
                 },
             },
             auto_configure_optimizers=False,
+            parser_kwargs={"prog": "prunerob"},
             args=[command, *args],
         )
 
@@ -184,8 +238,10 @@ class CommandLine(LightningCLI):
         """Instantiate; a setting that a class refuses is the user's mistake, not a crash."""
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError) as error:
-            raise UserError(str(error)) from error
+        except ValueError as error:
+            raise UserError(plain(str(error))) from error
+        if self.trainer.world_size > 1:
+            raise UserError("trainer.devices: training and testing run on one device for now")
 
     # The commands
 
@@ -193,13 +249,34 @@ class CommandLine(LightningCLI):
         """Train, prune, fine-tune."""
         if ckpt_path:
             file = download(ckpt_path) if ckpt_path.startswith("http") else Path(ckpt_path)
-            if "loops" not in read_checkpoint(file):
-                raise UserError(f"ckpt_path: {file} holds no training state to go on from")
-            load_weights(model.network, file)
+            self._check_training_state(model, file)
             ckpt_path = str(file)
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        try:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        except (KeyboardInterrupt, SystemExit):
+            folder = self.trainer.log_dir
+            if folder and Run(Path(folder)).checkpoint().is_file():
+                rank_zero_info(f"Interrupted; go on with: prunerob fit --ckpt_path {folder}")
+            raise
         if self.trainer.log_dir and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info(f"Run: {self.trainer.log_dir}")
+
+    def _check_training_state(self, model: Classifier, file: Path) -> None:
+        """See that a checkpoint fits this run, before Lightning takes it apart."""
+        if file.suffix == ".safetensors":
+            raise UserError(f"ckpt_path: {file} holds weights alone, no training to go on with")
+        if not file.is_file():
+            raise UserError(f"ckpt_path: there is no file {file}")
+        checkpoint = read_checkpoint(file)
+        epoch, epochs = checkpoint.get("epoch"), self.trainer.max_epochs
+        if "loops" not in checkpoint or not isinstance(epoch, int):
+            raise UserError(f"ckpt_path: {file} holds no training state to go on from")
+        if epochs is not None and 0 <= epochs <= epoch + 1:
+            raise UserError(
+                f"ckpt_path: {file} has finished {epoch + 1} epochs, and trainer.max_epochs is "
+                f"{epochs}: nothing is left to train"
+            )
+        load_weights(model.network, file)
 
     def validate(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
         """Measure on the validation images."""

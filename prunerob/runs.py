@@ -170,7 +170,9 @@ def read_checkpoint(file: Path) -> dict[str, object]:
         raise UserError(
             f"ckpt_path: {file} was refused: it is damaged, or holds code, not weights alone"
         ) from None
-    except (RuntimeError, EOFError, BadZipFile, KeyError, ValueError, AttributeError) as error:
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, OSError, EOFError, BadZipFile, KeyError, ValueError) as error:
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"ckpt_path: {file} is not a readable checkpoint ({told})") from None
     if not isinstance(checkpoint, dict):

@@ -1,0 +1,523 @@
+"""The command line, end to end, on a few hundred real images and a small network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from pytorch_lightning import Callback
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchvision.io import write_png
+
+from prunerob.cli import main
+from prunerob.robustness import wilson_interval
+
+TINY = str(Path(__file__).parent / "tiny.yaml")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one finished run of tiny.yaml, tested before and after pruning."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--config", TINY])
+    return folder / "lightning_logs" / "tiny" / "version_0"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, in the current folder."""
+    copy = tmp_path / "lightning_logs" / "tiny" / "version_0"
+    shutil.copytree(finished, copy)
+    return copy
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Run a command that must fail, in one line, with status 2; return the line."""
+    with pytest.raises(SystemExit) as error:
+        main(args)
+    assert error.value.code == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("prunerob: error: ")
+    return told
+
+
+def weights(run: Path, name: str = "last") -> dict[str, Tensor]:
+    checkpoint = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return checkpoint["state_dict"]  # type: ignore[no-any-return]
+
+
+def masks(run: Path) -> dict[str, Tensor]:
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return checkpoint["callbacks"]["Pruning"]["masks"]  # type: ignore[no-any-return]
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# What a run leaves behind
+
+
+def test_a_run_keeps_its_record_its_checkpoints_and_what_pruning_did(finished: Path) -> None:
+    for name in ("last", "best", "before_pruning"):
+        assert (finished / "checkpoints" / f"{name}.ckpt").is_file()
+    dense, pruned = weights(finished, "before_pruning"), weights(finished)
+    assert dense.keys() == pruned.keys(), "pruning renames nothing"
+    held = masks(finished)
+    total = sum(mask.numel() for mask in held.values())
+    assert sum(int((~mask).sum()) for mask in held.values()) == round(0.7 * total)
+    for name, mask in held.items():
+        assert (pruned[f"network.{name}"][~mask] == 0).all()
+        assert (dense[f"network.{name}"][~mask] != 0).any()
+        assert not torch.equal(pruned[f"network.{name}"][mask], dense[f"network.{name}"][mask])
+    report = json.loads((finished / "pruning.json").read_text())
+    assert report["shares"]["weights"] == pytest.approx(0.7, abs=1 / total)
+    assert set(report["validation_accuracy"]) == {"before", "after", "fine-tuned"}
+    bare = load_file(finished / "weights.safetensors")
+    assert_equal({f"network.{name}": value for name, value in bare.items()}, pruned)
+
+
+def test_training_and_fine_tuning_have_their_own_optimizers(finished: Path) -> None:
+    def state(name: str) -> tuple[set[str], dict[str, Any], float]:
+        path = finished / "checkpoints" / f"{name}.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        (optimizer,), (scheduler,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+        return set(optimizer["state"][0]), scheduler, optimizer["param_groups"][0]["lr"]
+
+    names, scheduler, _ = state("before_pruning")
+    assert "square_avg" in names  # RMSprop
+    assert scheduler["total_steps"] == 2 * 5  # one cycle over the two epochs of training
+    names, scheduler, rate = state("last")
+    assert names == {"momentum_buffer"}  # SGD
+    assert (scheduler["step_size"], rate) == (1, 0.0025)  # halved after each of two epochs
+
+
+def test_a_run_s_own_configuration_repeats_it(run: Path) -> None:
+    main(["fit", "--config", str(run / "config.yaml")])
+    again = run.parent / "version_1"
+    assert_equal(weights(again), weights(run))
+    assert yaml.safe_load((again / "config.yaml").read_text()) == yaml.safe_load(
+        (run / "config.yaml").read_text()
+    )
+
+
+def test_another_seed_gives_another_network_on_the_same_images(run: Path) -> None:
+    main(["fit", "--config", str(run / "config.yaml"), "--seed_everything", "4"])
+    assert not torch.equal(
+        weights(run.parent / "version_1")["network.conv2.weight"],
+        weights(run)["network.conv2.weight"],
+    )
+
+
+# Going on
+
+
+class Interrupt(Callback):
+    """Ctrl-C in the middle of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.current_epoch == self.epoch and batch_idx == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    epoch: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted before, at and after the prune epoch, 2."""
+    original = __import__("prunerob.commands", fromlist=["Progress"]).Progress
+    monkeypatch.setattr("prunerob.commands.Progress", partial(Interrupt, epoch))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        main(["fit", "--config", TINY])
+    run = tmp_path / "lightning_logs" / "tiny" / "version_0"
+    assert not (run / "summary.json").exists()
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["epoch"] == epoch - 1
+
+    monkeypatch.setattr("prunerob.commands.Progress", original)
+    main(["fit", "--ckpt_path", str(run)])
+    assert_equal(weights(run), weights(finished))
+    assert_equal(masks(run), masks(finished))
+    assert (run / "summary.json").is_file()
+    assert not (run.parent / "version_1").exists(), "it goes on in its own folder"
+
+
+def test_a_branch_from_before_pruning_equals_the_single_run(run: Path) -> None:
+    branch = str(run / "checkpoints" / "before_pruning.ckpt")
+    main(["fit", "--config", str(run / "config.yaml"), "--ckpt_path", branch])
+    new = run.parent / "version_1"
+    assert_equal(weights(new), weights(run))
+    assert yaml.safe_load((new / "config.yaml").read_text())["ckpt_path"] == branch
+    main(["fit", "--config", TINY, "--ckpt_path", branch, "--pruning.amount", "0.3"])
+    held = masks(run.parent / "version_2")
+    assert sum(int((~m).sum()) for m in held.values()) == round(
+        0.3 * sum(m.numel() for m in held.values())
+    )
+
+
+def test_going_on_with_other_masks_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = str(run / "checkpoints" / "last.ckpt")
+    longer = ("fit", "--config", TINY, "--ckpt_path", last, "--trainer.max_epochs", "5")
+    told = refused(capsys, *longer, "--pruning.amount", "0.8")
+    assert "pruned with 0.7, but the configuration says 0.8" in told
+    assert "pruned with 2, but" in refused(capsys, *longer, "--pruning.epoch", "3")
+    told = refused(capsys, "fit", "--ckpt_path", str(run))
+    assert "has finished 4 epochs, and trainer.max_epochs is 4" in told
+
+
+def test_amount_0_fine_tunes_with_empty_masks_and_null_never_prunes() -> None:
+    main(["fit", "--config", TINY, "--pruning.amount", "0"])
+    main(["fit", "--config", TINY, "--pruning.epoch", "null"])
+    control = Path("lightning_logs/tiny/version_0")
+    assert all(mask.all() for mask in masks(control).values())
+    dense = torch.load("lightning_logs/tiny/version_1/checkpoints/last.ckpt", weights_only=True)
+    assert "Pruning" not in dense["callbacks"]
+    assert not Path("lightning_logs/tiny/version_1/checkpoints/before_pruning.ckpt").exists()
+
+
+def test_filters_stay_silent_through_fine_tuning() -> None:
+    filters = ["--pruning.criterion", "prunerob.pruning.filter_l1"]
+    share = ["--pruning.amount", "0.5", "--pruning.reading", "parameters"]
+    main(["fit", "--config", TINY, *filters, *share])
+    run = Path("lightning_logs/tiny/version_0")
+    held = masks(run)
+    assert {"conv1.bias", "conv3.bias", "linear.weight"} <= set(held)
+    assert all((weights(run)[f"network.{n}"][~mask] == 0).all() for n, mask in held.items())
+    assert json.loads((run / "pruning.json").read_text())["shares"]["parameters"] >= 0.5
+
+
+def test_training_without_validation_images() -> None:
+    main(["fit", "--config", TINY, "--data.validation_size", "0"])
+    run = Path("lightning_logs/tiny/version_0")
+    assert (run / "summary.json").is_file()
+    assert not (run / "checkpoints" / "best.ckpt").exists()
+
+
+# Test
+
+
+def test_bare_test_takes_the_newest_finished_run(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["test", "--ckpt_path", "before_pruning"])
+    main(["test"])
+    shown = capsys.readouterr().out
+    assert "before pruning" in shown
+    assert "worst case" in shown
+
+    result = json.loads((run / "robustness.json").read_text())
+    rows = {row["attack"]: row for row in result["rows"]}
+    assert list(rows) == ["clean", "FGSM 8/255", "PGD", "worst case"]
+    with (run / "robustness_images.csv").open() as file:
+        images = list(csv.DictReader(file))
+    assert len({image["index"] for image in images}) == 60
+    for name, row in rows.items():
+        attacks = ["clean", "FGSM 8/255", "PGD"] if name == "worst case" else [name]
+        right = sum(all(i[f"{a} prediction"] == i["label"] for a in attacks) for i in images)
+        assert (row["correct"], row["images"]) == (right, 60)
+        assert row["accuracy"] == right / 60
+        assert tuple(row["interval"]) == wilson_interval(right, 60)
+    for image in images:
+        for attack in ("clean", "FGSM 8/255", "PGD"):
+            wrong = image[f"{attack} prediction"] != image["label"]
+            assert wrong == (float(image[f"{attack} margin"]) < 0)
+    assert (run / "robustness.md").read_text().count("\n| ") == 4
+    assert len((run / "robustness.csv").read_text().splitlines()) == 5
+    assert (run / "robustness_before_pruning.json").is_file()
+
+
+def test_the_same_weights_give_the_same_table_however_they_are_named(run: Path) -> None:
+    results = []
+    for place in (run, run / "checkpoints" / "last.ckpt", run / "weights.safetensors"):
+        main(["test", "--ckpt_path", str(place)])
+        results.append((run / "robustness_images.csv").read_text())
+        (run / "robustness.json").unlink()
+    main(["test", "--config", str(run / "config.yaml")])
+    results.append((run / "robustness_images.csv").read_text())
+    assert len(set(results)) == 1
+
+
+def test_bare_weights_bring_their_configuration_and_get_results_beside_them(
+    run: Path, tmp_path: Path
+) -> None:
+    zoo = tmp_path / "zoo"
+    zoo.mkdir()
+    shutil.copy(run / "weights.safetensors", zoo / "small.safetensors")
+    shutil.copy(run / "config.yaml", zoo / "small.yaml")
+    main(["test", "--ckpt_path", str(zoo / "small.safetensors")])
+    assert (zoo / "small_robustness.json").is_file()
+
+
+def test_validate_and_predict(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["validate"])
+    assert "clean_accuracy" in capsys.readouterr().out
+    main(["predict"])
+    with (run / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 60
+    for row in rows:
+        probabilities = [float(row[f"probability of {c}"]) for c in range(10)]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+        assert probabilities.index(max(probabilities)) == int(row["class"])
+
+    write_png(torch.zeros(1, 28, 28, dtype=torch.uint8), str(tmp_path / "black.png"))
+    main(["predict", "--ckpt_path", str(run), "--data.predict_folder", str(tmp_path)])
+    with (run / "predictions.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["image"] == str(tmp_path / "black.png")
+
+
+def test_untrained_weights_are_never_tested(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "untrained weights are never tested" in refused(capsys, "test", "--config", TINY)
+    assert "no finished run" in refused(capsys, "test")
+
+
+# Files from strangers
+
+
+class Crafted:
+    """Runs code where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
+@pytest.mark.parametrize("by_url", [False, True])
+def test_a_crafted_checkpoint_runs_no_code(
+    command: str, by_url: bool, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark, crafted = tmp_path / "code-ran", tmp_path / "crafted.ckpt"
+    good = torch.load(run / "checkpoints" / "before_pruning.ckpt", weights_only=True)
+    torch.save({**good, "hyper_parameters": Crafted(mark)}, crafted)
+    place = str(crafted)
+    if by_url:
+        server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+        )
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}/crafted.ckpt"
+    try:
+        told = refused(capsys, command, "--config", TINY, "--ckpt_path", place)
+    finally:
+        if by_url:
+            server.shutdown()
+    assert "was refused" in told
+    assert not mark.exists()
+    torch.load(crafted, weights_only=False)
+    assert mark.exists(), "the test's own checkpoint does nothing"
+
+
+def test_weights_come_from_a_url(run: Path, tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(run))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/weights.safetensors"
+    main(["validate", "--config", TINY, "--ckpt_path", url])
+    server.shutdown()
+
+
+def test_foreign_and_damaged_files_are_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    (tmp_path / "short.ckpt").write_bytes(last.read_bytes()[:5000])
+    (tmp_path / "text.ckpt").write_text("weights")
+    (tmp_path / "short.safetensors").write_bytes(b"\x10" * 30)
+    torch.save(torch.zeros(3), tmp_path / "tensor.ckpt")
+    torch.save({"state_dict": {"network.other": torch.zeros(3)}}, tmp_path / "foreign.ckpt")
+    save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
+    with (tmp_path / "pickle.ckpt").open("wb") as file:
+        pickle.dump({"a": 1}, file)
+    for name, message in {
+        "short.ckpt": "not a readable checkpoint",
+        "text.ckpt": "was refused: it is damaged",
+        "short.safetensors": "is damaged",
+        "tensor.ckpt": "not a checkpoint of prunerob",
+        "foreign.ckpt": "is for another network: conv1.bias is only in the network",
+        "foreign.safetensors": "is for another network",
+        "pickle.ckpt": "was refused",
+        "missing.ckpt": "there is no file or folder",
+    }.items():
+        told = refused(capsys, "test", "--config", TINY, "--ckpt_path", str(tmp_path / name))
+        assert message in told, name
+        assert name in told
+        refused(capsys, "fit", "--config", TINY, "--ckpt_path", str(tmp_path / name))
+    told = refused(
+        capsys, "test", "--ckpt_path", str(run), "--model.network.init_args.filters", "[4,8,8]"
+    )
+    assert "conv1.bias is (8,), not (4,)" in told
+    assert not (run / "robustness.json").exists()
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model.nonsense", "1"], "unrecognized arguments: --model.nonsense"),
+        (["--trainer.max_epochs", "many"], "trainer.max_epochs: expected int"),
+        (["--model.adversarial_training.attack.eps", "8"], "eps: 8 lies outside [0, 1]"),
+        (["--model.adversarial_training.attack.eps", "-0.1"], "eps: -0.1 lies outside"),
+        (["--model.adversarial_training.attack", "Nope"], "attack: no such class: Nope"),
+        (["--model.adversarial_training.weight", "2"], "adversarial_training.weight: 2.0 lies"),
+        (["--model.network", "Nope"], "model.network: no such class: Nope"),
+        (["--data", "Nope"], "data: no such class: Nope"),
+        (["--pruning.criterion", "prunerob.pruning.nope"], "pruning.criterion: "),
+        (["--pruning.amount", "1"], "pruning.amount: 1.0 lies outside [0, 1)"),
+        (["--pruning.epoch", "4"], "pruning.epoch: 4 is never reached in this run of 4 epochs"),
+        (["--pruning.exclude", "[conv9]"], "pruning.exclude: no prunable layer 'conv9'"),
+        (["--data.batch_size", "0"], "data.batch_size: 0 is below 1"),
+        (["--trainer.devices", "2"], "trainer.devices: "),
+        (["--ckpt_path", "nowhere"], "there is no file or folder nowhere"),
+        (["--trainer.logger.init_args.save_dir", TINY], "Not a directory"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, "fit", "--config", TINY, *args)
+
+
+def test_more_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.yaml").write_text("just text")
+    assert "no such command" in refused(capsys, "train")
+    assert "required: model.network" in refused(capsys, "fit").replace("fit.", "")
+    assert "File does not exist" in refused(capsys, "fit", "--config", "nowhere.yaml")
+    assert "Unexpected config" in refused(capsys, "fit", "--config", "text.yaml")
+    assert "of which run?" in refused(capsys, "fit", "--ckpt_path", "last")
+
+
+def test_an_amount_that_empties_a_layer_keeps_the_trained_network(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = refused(
+        capsys, "fit", "--config", TINY, "--pruning.amount", "0.9999", "--trainer.max_epochs", "3"
+    )
+    assert "0.9999 would empty" in told
+    assert Path("lightning_logs/tiny/version_0/checkpoints/before_pruning.ckpt").is_file()
+
+
+def test_true_half_precision_is_refused_in_test(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, "test", "--ckpt_path", str(run), "--trainer.precision", "bf16-true")
+    assert "would round the adversarial examples" in told
+
+
+def test_mixed_precision_trains_and_tests(run: Path) -> None:
+    main(["fit", "--config", TINY, "--trainer.precision", "bf16-mixed"])
+    main(["test", "--ckpt_path", "lightning_logs/tiny/version_1"])
+
+
+# Attacks on the command line
+
+
+def test_switching_an_attack_leaves_no_settings_of_the_other_behind(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    key = "--model.adversarial_training.attack"
+
+    def configured(*args: str) -> Any:
+        with pytest.raises(SystemExit) as end:
+            main(["fit", "--config", TINY, *args, "--print_config"])
+        assert not end.value.code
+        config = yaml.safe_load(capsys.readouterr().out)
+        return config["model"]["adversarial_training"]["attack"]
+
+    settings = {
+        "PGD": ("eps", "step_size", "steps", "random_start", "restarts", "precision"),
+        "FGSM": ("eps", "label", "precision"),
+        "NoAttack": (),
+    }
+    for first in settings:
+        for second, names in settings.items():
+            attack = configured(key, f"prunerob.attacks.{first}", key, f"prunerob.attacks.{second}")
+            assert attack["class_path"].split(".")[-1] == second
+            assert set(attack.get("init_args", {})) == set(names), (first, second)
+
+
+# Help
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_answer_before_heavy_imports(option: str) -> None:
+    code = (
+        "import sys\n"
+        "from prunerob.cli import main\n"
+        f"main([{option!r}])\n"
+        "heavy = {'torch', 'pytorch_lightning', 'jsonargparse', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    start = perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert perf_counter() - start < 1
+    assert "prunerob" in done.stdout
+
+
+def test_every_setting_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
+    for args, text in (
+        (["--help"], "share to prune, in [0, 1)"),
+        (["--help"], "number of validation images that it attacks"),
+        (["--data.help", "prunerob.data.MNIST"], "training images per optimizer step"),
+        (["--model.validation_attack.help", "prunerob.attacks.PGD"], "number of gradient steps"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["fit", *args])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    "config", sorted(Path(__file__).parent.parent.joinpath("configs").glob("*.yaml")), ids=str
+)
+def test_every_shipped_configuration_parses_and_says_what_to_expect(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = config.read_text().splitlines()
+    assert lines[0] == f"# prunerob fit --config configs/{config.name}"
+    assert lines[1].startswith("# Expect")
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", str(config), "--print_config"])
+    assert not end.value.code
+    written = yaml.safe_load(config.read_text())
+    assert written["trainer"]["devices"] == 1, "a machine with many devices changes nothing"
+    assert (
+        yaml.safe_load(capsys.readouterr().out)["pruning"]["epoch"] == written["pruning"]["epoch"]
+    )

@@ -1,0 +1,283 @@
+"""Criteria and masks as properties: what is asked for is what is pruned, and it stays pruned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from prunerob.errors import UserError
+from prunerob.networks import MnistCNN
+from prunerob.pruning import Pruning, filter_l1, random_filters, random_weights, weight_magnitude
+from prunerob.pruning.masks import (
+    Masks,
+    Reading,
+    apply_masks,
+    count_layers,
+    count_shares,
+    emptied_layers,
+    make_masks,
+    without,
+)
+from tests.conftest import SmallCNN
+
+seeds = st.integers(0, 2**31)
+amounts = st.floats(0, 0.97)
+readings = st.sampled_from(["filters", "weights", "parameters"])
+
+
+def random_network(seed: int) -> SmallCNN | MnistCNN:
+    torch.manual_seed(seed)
+    if seed % 2:
+        return SmallCNN(1 + seed % 3, 9)
+    return MnistCNN(filters=(3 + seed % 5, 8, 5))
+
+
+@settings(deadline=None, max_examples=80)
+@given(seeds, amounts, st.sampled_from([weight_magnitude, random_weights]), st.booleans())
+def test_the_share_of_weights_is_exact(
+    seed: int, amount: float, criterion: Callable[..., dict[str, torch.Tensor]], ties: bool
+) -> None:
+    network = random_network(seed)
+    if ties:
+        network.conv2.weight.data.fill_(0.01)
+    scores = criterion(network, seed)
+    masks = make_masks(network, scores, amount)
+    n = sum(score.numel() for score in scores.values())
+    pruned = sum(int((~mask).sum()) for mask in masks.values())
+    assert pruned == round(amount * n)
+    assert count_shares(network, masks, scores).weights == pruned / n
+    assert set(masks) == set(scores)
+    assert not any("bias" in name or "norm" in name for name in masks)
+    # Whatever stays scores at least as high as whatever goes, over all layers together.
+    stays = torch.cat([scores[name][mask] for name, mask in masks.items()])
+    goes = torch.cat([scores[name][~mask] for name, mask in masks.items()])
+    assert not len(goes) or not len(stays) or goes.max() <= stays.min()
+
+
+def test_ties_go_by_position(network: MnistCNN) -> None:
+    for parameter in network.parameters():
+        parameter.data.fill_(0.5)
+    masks = make_masks(network, weight_magnitude(network, 0), 0.25)
+    flat = torch.cat([mask.flatten() for mask in masks.values()])
+    assert not flat[: round(0.25 * len(flat))].any()
+    assert flat[round(0.25 * len(flat)) :].all()
+
+
+@settings(deadline=None, max_examples=80)
+@given(seeds, amounts, readings, st.sampled_from([filter_l1, random_filters]))
+def test_filters_go_in_rank_order_until_the_share_is_first_reached(
+    seed: int,
+    amount: float,
+    reading: Reading,
+    criterion: Callable[..., dict[str, torch.Tensor]],
+) -> None:
+    network = random_network(seed)
+    scores = criterion(network, seed)
+    # What can be reached at most: every layer down to its best filter.
+    most = {name: torch.zeros(len(score), dtype=torch.bool) for name, score in scores.items()}
+    for name, score in scores.items():
+        most[name][max(range(len(score)), key=lambda j: (score[j].item(), j))] = True
+    if by_hand(network, most)[reading] < amount - 1e-12:
+        with pytest.raises(UserError, match="cannot be pruned and leave filters in every layer"):
+            make_masks(network, scores, amount, reading=reading)
+        return
+    masks = make_masks(network, scores, amount, reading=reading)
+    share = getattr(count_shares(network, masks, scores), reading)
+    assert share >= amount - 1e-12
+
+    # Rank by hand, one filter at a time, until the share is reached.
+    kept = {name: torch.ones(len(score), dtype=torch.bool) for name, score in scores.items()}
+    ranking = sorted(
+        (float(value), place, name, i)
+        for place, (name, score) in enumerate(scores.items())
+        for i, value in enumerate(score.tolist())
+        if i != max(range(len(score)), key=lambda j: (score[j].item(), j))
+    )
+    for _, _, name, i in ranking:
+        if by_hand(network, kept)[reading] >= amount - 1e-12:
+            break
+        kept[name][i] = False
+    for name, keep in kept.items():
+        assert torch.equal(masks[name].flatten(1).any(1), keep), name
+    assert share == pytest.approx(by_hand(network, kept)[reading])
+
+
+def by_hand(network: SmallCNN | MnistCNN, kept: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The three readings, from the shapes of the network with the channels taken out."""
+    convolutions = [network.get_submodule(name.removesuffix(".weight")) for name in kept]
+    before = after = 0
+    channels_in = 1.0
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            before += sum(p.numel() for p in module.parameters())
+        if isinstance(module, nn.Conv2d):
+            out = int(
+                kept[next(n for n in kept if network.get_parameter(n) is module.weight)].sum()
+            )
+            after += round(out * (module.weight[0].numel() * channels_in + 1))
+            channels_in = out / module.out_channels
+        elif isinstance(module, nn.BatchNorm2d):
+            after += 2 * out
+        elif isinstance(module, nn.Linear):
+            after += round(module.weight.numel() * channels_in) + module.out_features
+    gone = sum(int((~k).sum()) for k in kept.values())
+    sizes = [c.weight[0].numel() for c in convolutions]  # type: ignore[union-attr, index]
+    weights = sum(size * int((~k).sum()) for size, k in zip(sizes, kept.values(), strict=True))
+    ranked = sum(size * len(k) for size, k in zip(sizes, kept.values(), strict=True))
+    return {
+        "filters": gone / sum(len(k) for k in kept.values()),
+        "weights": weights / ranked,
+        "parameters": 1 - after / before,
+    }
+
+
+@settings(deadline=None, max_examples=40)
+@given(seeds, st.floats(0.05, 0.8))
+def test_a_pruned_filter_is_silent_whatever_its_biases_were(seed: int, amount: float) -> None:
+    network = random_network(seed).eval()
+    for parameter in network.parameters():
+        parameter.data.normal_()
+    masks = make_masks(network, filter_l1(network, 0), amount, reading="filters")
+    apply_masks(network, masks)
+    x = torch.rand(4, network.conv1.in_channels, *((28, 28) if seed % 2 == 0 else (9, 9)))
+    out: dict[str, torch.Tensor] = {}
+    for name in network.channels():
+        served = network.channels()[name].norms
+        owner = network.get_submodule(served[0] if served else name)
+        owner.register_forward_hook(lambda m, a, o, name=name: out.update({name: o}))
+    logits = network(x)
+    for name, value in out.items():
+        silent = ~masks[f"{name}.weight"].flatten(1).any(1)
+        assert (value[:, silent] == 0).all()
+        assert silent.sum() < len(silent), "a layer keeps a filter"
+    # What reads a silent channel is masked too, and did nothing: taking it away changes nothing.
+    assert torch.equal(network(x), logits)
+
+
+def test_class_blinded_pruning_takes_one_threshold(network: MnistCNN) -> None:
+    network.conv1.weight.data *= 100
+    masks = make_masks(network, weight_magnitude(network, 0), 0.9)
+    assert masks["conv1.weight"].float().mean() > 0.9
+    assert masks["conv3.weight"].float().mean() < 0.2
+
+
+def test_filter_scores_do_not_depend_on_a_filter_s_size(network: MnistCNN) -> None:
+    for parameter in network.parameters():
+        parameter.data.fill_(-0.25)
+    for score in filter_l1(network, 0).values():
+        torch.testing.assert_close(score, torch.full_like(score, 0.25))
+    assert set(filter_l1(network, 0)) == {"conv1.weight", "conv2.weight", "conv3.weight"}
+
+
+@pytest.mark.parametrize("criterion", [weight_magnitude, filter_l1])
+def test_keep_per_layer_is_a_floor(network: MnistCNN, criterion: Callable[..., object]) -> None:
+    network.conv1.weight.data /= 1000
+    scores = criterion(network, 0)
+    masks = make_masks(network, scores, 0.7, keep_per_layer=0.25)  # type: ignore[arg-type]
+    for layer in ("conv1", "conv2", "conv3"):
+        mask = masks[f"{layer}.weight"].flatten(1)
+        kept = mask.any(1) if criterion is filter_l1 else mask
+        assert kept.sum() >= math.ceil(0.25 * kept.numel())
+    with pytest.raises(UserError, match=r"at most 0\.7"):
+        make_masks(network, scores, 0.9, keep_per_layer=0.25)  # type: ignore[arg-type]
+
+
+def test_layers_can_be_left_out(network: MnistCNN) -> None:
+    scores = without(weight_magnitude(network, 0), ["linear", "conv1"])
+    assert set(scores) == {"conv2.weight", "conv3.weight"}
+    with pytest.raises(UserError, match=r"no prunable layer 'conv9'; there are conv1, conv2"):
+        without(weight_magnitude(network, 0), ["conv9"])
+    with pytest.raises(UserError, match="leaves out every layer"):
+        without(filter_l1(network, 0), ["conv1", "conv2", "conv3"])
+
+
+def test_an_emptied_layer_is_found(network: MnistCNN) -> None:
+    network.conv1.weight.data.zero_()
+    masks = make_masks(network, weight_magnitude(network, 0), 0.9)
+    assert emptied_layers(masks) == ["conv1"]
+
+
+def test_a_network_without_a_channel_map_is_told_so() -> None:
+    with pytest.raises(UserError, match="Sequential does not say where its channels lead"):
+        filter_l1(nn.Sequential(nn.Conv2d(1, 2, 3)), 0)
+
+
+def test_random_criteria_follow_the_seed(network: MnistCNN) -> None:
+    for criterion in (random_weights, random_filters):
+        a, b, c = (criterion(network, seed)["conv2.weight"] for seed in (1, 1, 2))
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+def test_masking_sets_zero_even_what_is_not_finite(network: MnistCNN) -> None:
+    network.conv1.weight.data[0] = math.inf
+    network.conv1.weight.data[1] = math.nan
+    masks = {"conv1.weight": torch.ones_like(network.conv1.weight, dtype=torch.bool)}
+    masks["conv1.weight"][:2] = False
+    apply_masks(network, masks)
+    assert (network.conv1.weight[:2] == 0).all()
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    seeds,
+    st.sampled_from([weight_magnitude, filter_l1]),
+    st.sampled_from(["sgd", "adam", "rmsprop"]),
+)
+def test_pruned_stays_pruned_through_momentum_and_weight_decay(
+    seed: int, criterion: Callable[..., object], kind: str
+) -> None:
+    network = random_network(seed)
+    optimizer: torch.optim.Optimizer
+    if kind == "sgd":
+        optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+    elif kind == "adam":
+        optimizer = torch.optim.Adam(network.parameters(), 0.1, weight_decay=0.1)
+    else:
+        optimizer = torch.optim.RMSprop(network.parameters(), 0.1, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        shape = (28, 28) if seed % 2 == 0 else (9, 9)
+        network(torch.rand(4, network.conv1.in_channels, *shape)).square().sum().backward()
+        optimizer.step()
+
+    step()  # momentum that would bring pruned weights back
+    pruning = Pruning(epoch=1, amount=0.5, criterion=criterion)  # type: ignore[arg-type]
+    masks: Masks = make_masks(network, criterion(network, 0), 0.5)  # type: ignore[arg-type]
+    pruning.masks = masks
+    apply_masks(network, masks)
+    trainer = type("Trainer", (), {"optimizers": [optimizer]})()
+    module = type("Module", (), {"network": network})()
+    pruning._hold(trainer, module)
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    for _ in range(3):
+        step()
+        for name, mask in masks.items():
+            assert (network.get_parameter(name)[~mask] == 0).all()
+    assert any((network.get_parameter(n)[m] != before[n][m]).any() for n, m in masks.items())
+
+
+def test_layers_are_counted(network: MnistCNN) -> None:
+    masks = make_masks(network, filter_l1(network, 0), 0.6)
+    layers = count_layers(network, masks)
+    assert [layer.name for layer in layers] == ["conv1", "conv2", "conv3", "linear"]
+    assert sum(layer.parameters_before for layer in layers) == 178_986
+    gone = sum(layer.parameters_before - layer.parameters_after for layer in layers)
+    shares = count_shares(network, masks, filter_l1(network, 0))
+    assert shares.parameters == gone / 178_986
+    assert shares.parameters > shares.weights >= 0.6
+    channels = sum(layer.channels_before - layer.channels_after for layer in layers)
+    assert shares.filters == channels / 160
+
+
+@pytest.mark.parametrize("amount", [1.0, -0.1, 1.5, math.nan])
+def test_amounts_outside_the_range_are_refused(amount: float) -> None:
+    with pytest.raises(UserError, match=r"pruning.amount: .* outside \[0, 1\)"):
+        Pruning(epoch=1, amount=amount)
