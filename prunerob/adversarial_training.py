@@ -38,10 +38,13 @@ class AdversarialTraining:
             raise ValueError(f"adversarial_training.weight: {self.weight} lies outside [0, 1]")
         if self.ramp_epochs < 0:
             raise ValueError(f"adversarial_training.ramp_epochs: {self.ramp_epochs} is below 0")
-        if isinstance(self.attack, NoAttack):
-            object.__setattr__(self, "weight", 0.0)
-        elif not hasattr(self.attack, "eps") and (self.eps != "fixed" or self.ramp_epochs):
+        if not hasattr(self.attack, "eps") and (self.eps != "fixed" or self.ramp_epochs):
             raise ValueError("adversarial_training: this attack has no eps to draw or to ramp")
+
+    @property
+    def adversarial_weight(self) -> float:
+        """Weight of the adversarial examples in the loss: 0 where there is no attack."""
+        return 0.0 if isinstance(self.attack, NoAttack) else self.weight
 
     def perturb(
         self, network: nn.Module, x: Tensor, y: Tensor, *, key: Tensor, epochs: float

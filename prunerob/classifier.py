@@ -98,14 +98,15 @@ class Classifier(LightningModule):
         """One step on clean images and, in the same step, on adversarial examples of them."""
         x, y, index = batch
         training = self.adversarial_training
+        adversarial_weight = training.adversarial_weight
         parts = []
-        if training.weight > 0:
+        if adversarial_weight > 0:
             key = image_keys(index, seed=self.seed, purpose="training", epoch=self.current_epoch)
             epochs = self.current_epoch + batch_idx / self.trainer.num_training_batches
             x_adv = training.perturb(self.network, x, y, key=key, epochs=epochs)
-            parts.append((training.weight, "adversarial", x_adv))
-        if training.weight < 1:
-            parts.append((1 - training.weight, "clean", x))
+            parts.append((adversarial_weight, "adversarial", x_adv))
+        if adversarial_weight < 1:
+            parts.append((1 - adversarial_weight, "clean", x))
 
         # A forward for each half, not one for both: 1.1 times faster on CPUs, where the smaller
         # activations stay in the cache.

@@ -32,7 +32,9 @@ def log_weight_histograms(trainer: Trainer, network: nn.Module, when: str) -> No
     for writer in writers(trainer):
         for name, parameter in network.named_parameters():
             if parameter.dim() > 1:
-                writer.add_histogram(f"{name}/{when}", parameter.detach(), trainer.global_step)
+                writer.add_histogram(
+                    f"network/{name}/{when}", parameter.detach(), trainer.global_step
+                )
 
 
 def log_shares(trainer: Trainer, layers: Sequence[Layer], shares: Shares) -> None:

@@ -1,0 +1,128 @@
+"""The training step against the formula it stands for; the batches that go into it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Trainer
+from torch import Tensor
+
+from prunerob.adversarial_training import AdversarialTraining
+from prunerob.attacks import FGSM, PGD, Attack, NoAttack
+from prunerob.attacks.noise import image_keys
+from prunerob.classifier import Classifier
+from prunerob.data.images import Batch
+from prunerob.networks import MnistCNN
+from prunerob.pixels import Pixels
+
+
+def classifier(network: MnistCNN, training: AdversarialTraining) -> Classifier:
+    module = Classifier(
+        network=network,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1),
+        attacks={},
+        adversarial_training=training,
+        seed=5,
+    )
+    # A step needs to know the epoch and the number of batches, and logs; no more of a Trainer.
+    trainer = type("Steps", (Trainer,), {"num_training_batches": 10, "current_epoch": 3})
+    module._trainer = object.__new__(trainer)
+    module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    return module
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
+def test_the_loss_is_the_weighted_mean_of_clean_and_adversarial(
+    weight: float, trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits[0][:64], digits[1][:64]
+    attack = PGD(steps=3, step_size=Pixels(0.1))
+    module = classifier(trained, AdversarialTraining(attack=attack, weight=weight))
+    loss = module.training_step(Batch(x, y, torch.arange(64)), 0)
+
+    key = image_keys(torch.arange(64), seed=5, purpose="training", epoch=3)
+    x_adv = attack(trained, x, y, key=key)
+    clean, adversarial = F.cross_entropy(trained(x), y), F.cross_entropy(trained(x_adv), y)
+    torch.testing.assert_close(loss, (1 - weight) * clean + weight * adversarial)
+    if weight == 0.5:
+        both = F.cross_entropy(trained(torch.cat([x, x_adv])), torch.cat([y, y]))
+        torch.testing.assert_close(loss, both)
+
+
+def test_without_an_attack_the_loss_is_the_clean_one(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits
+    module = classifier(trained, AdversarialTraining(attack=NoAttack(), weight=0.5))
+    loss = module.training_step(Batch(x, y, torch.arange(len(y))), 0)
+    torch.testing.assert_close(loss, F.cross_entropy(trained(x), y))
+    assert set(module.running) == {"clean_accuracy", "loss"}
+
+
+class Spy(FGSM):
+    """Notes the eps that it is given."""
+
+    seen: list[Tensor | None] = []  # noqa: RUF012
+
+    def perturb(self, network: Any, x: Tensor, y: Tensor, eps: Any, key: Tensor) -> Tensor:
+        Spy.seen.append(eps)
+        return super().perturb(network, x, y, eps, key)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "ramp", "expected"), [(0.0, 2.0, 0.0), (1.0, 2.0, 0.15), (2.0, 2.0, None)]
+)
+def test_eps_ramps_up_from_0(
+    epochs: float, ramp: float, expected: float | None, network: MnistCNN
+) -> None:
+    training = AdversarialTraining(attack=Spy(), ramp_epochs=ramp)
+    x, y, key = torch.rand(4, 1, 28, 28), torch.zeros(4, dtype=torch.int64), torch.arange(4)
+    x_adv = training.perturb(network, x, y, key=key, epochs=epochs)
+    given = Spy.seen[-1]
+    if expected is None:
+        assert given is None
+    else:
+        assert cast(Tensor, given).tolist() == pytest.approx([expected] * 4)
+    assert (x_adv - x).abs().max() <= (0.3 if expected is None else expected) + 1e-6
+
+
+def test_half_normal_eps_differs_by_image_and_stays_below_the_attack_s(network: MnistCNN) -> None:
+    training = AdversarialTraining(attack=Spy(), eps="half_normal")
+    n = 500
+    x, y = torch.rand(n, 1, 28, 28), torch.zeros(n, dtype=torch.int64)
+    key = image_keys(torch.arange(n), seed=0, purpose="training")
+    training.perturb(network, x, y, key=key, epochs=5)
+    eps = cast(Tensor, Spy.seen[-1])
+    assert len(eps.unique()) == n
+    assert 0 <= eps.min() < eps.max() <= 0.3
+    assert eps.mean() == pytest.approx(0.36 * 0.3, rel=0.1)
+
+
+class Without(Attack):
+    """An attack that has no eps."""
+
+    def perturb(self, network: Any, x: Tensor, y: Tensor, eps: Any, key: Tensor) -> Tensor:
+        return x
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    for settings in ({"weight": 1.1}, {"weight": -0.1}, {"ramp_epochs": -1}):
+        with pytest.raises(ValueError, match="adversarial_training"):
+            AdversarialTraining(attack=FGSM(), **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no eps to draw"):
+        AdversarialTraining(attack=Without(), eps="half_normal")
+
+
+def test_networks_are_the_paper_s() -> None:
+    network = MnistCNN()
+    sizes = {name: p.numel() for name, p in network.named_parameters()}
+    assert sum(sizes.values()) == 178_986
+    assert sum(n for name, n in sizes.items() if name.endswith("weight")) == 178_816
+    shapes = []
+    for layer in (network.conv1, network.conv2, network.conv3):
+        layer.register_forward_hook(lambda m, a, out: shapes.append(tuple(out.shape[1:])))
+    assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    assert shapes == [(32, 14, 14), (64, 5, 5), (64, 1, 1)]

@@ -1,0 +1,65 @@
+"""The table of a test: counts, intervals, and the forms it is written in."""
+
+from __future__ import annotations
+
+import json
+from time import perf_counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from prunerob.robustness import RobustnessRecorder, wilson_interval
+
+
+@given(st.integers(1, 20000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_is_wilson_s(counts: tuple[int, int]) -> None:
+    correct, images = counts
+    expected = binomtest(correct, images).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(correct, images) == pytest.approx((expected.low, expected.high))
+
+
+def record(correct: dict[str, list[int]]) -> RobustnessRecorder:
+    """A recorder that saw label 1 predicted as 1 or 0."""
+    recorder = RobustnessRecorder()
+    for name, right in correct.items():
+        for i, value in enumerate(right):
+            recorder.add(
+                name,
+                index=torch.tensor([i]),
+                label=torch.tensor([1]),
+                prediction=torch.tensor([value]),
+                margin=torch.tensor([value - 0.5]),
+                start=perf_counter(),
+            )
+    return recorder
+
+
+def test_worst_case_is_right_under_everything() -> None:
+    found = record({"clean": [1, 1, 1, 0], "a": [1, 0, 1, 1], "b": [1, 1, 0, 1]}).robustness()
+    assert {row.attack: row.correct for row in found.rows} == {
+        "clean": 3,
+        "a": 3,
+        "b": 3,
+        "worst case": 1,
+    }
+    assert json.loads(found.to_json({"seed": 3}))["seed"] == 3
+    assert found.to_csv().splitlines()[1].startswith("clean,0.750000,0.300")
+    assert "| worst case | 25.00 | 4.56 to 69.94 | 4 |" in found.to_markdown()
+    assert found.images_to_csv().splitlines()[2] == "1,1,1,0.5,0,-0.5,1,0.5"
+
+
+def test_an_image_is_counted_once() -> None:
+    recorder = record({"clean": [1, 1]})
+    recorder.add(
+        "clean",
+        index=torch.tensor([0]),
+        label=torch.tensor([1]),
+        prediction=torch.tensor([1]),
+        margin=torch.tensor([0.5]),
+        start=perf_counter(),
+    )
+    with pytest.raises(RuntimeError, match="tested twice"):
+        recorder.robustness()

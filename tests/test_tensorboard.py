@@ -1,0 +1,46 @@
+"""What a run shows in TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from prunerob.cli import main
+
+TINY = str(Path(__file__).parent / "tiny.yaml")
+
+
+def test_a_run_and_its_test_show_what_a_reader_looks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", TINY])
+    main(["test"])
+    shown = EventAccumulator("lightning_logs/tiny/version_0", size_guidance={"images": 0})
+    shown.Reload()
+    tags = shown.Tags()
+    for name in (
+        "train/loss",
+        "train/clean_accuracy",
+        "train/adversarial_accuracy",
+        "validation/clean_accuracy",
+        "validation/robust_accuracy",
+        "pruned/conv2",
+        "pruned share/weights",
+        "test/PGD",
+        "test/worst case",
+    ):
+        assert name in tags["scalars"], name
+    for when in ("1 before pruning", "2 after pruning", "3 after fine-tuning"):
+        assert f"network/conv2.weight/{when}" in tags["histograms"]
+    assert {"examples/PGD", "examples/FGSM 8/255"} <= set(tags["images"])
+    assert {"config/text_summary", "robustness/text_summary"} <= set(tags["tensors"])
+    assert "_hparams_/session_start_info" in str(shown.PluginTagToContent("hparams"))
+    before, after = (
+        next(iter(shown.Histograms(f"network/conv2.weight/{when}"))).histogram_value
+        for when in ("1 before pruning", "2 after pruning")
+    )
+    assert before.num == after.num
+    assert after.sum_squares < before.sum_squares
