@@ -68,7 +68,8 @@ class Classifier(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.network = network
+        # A layout, not a change: convolutions of all devices are faster in it.
+        self.network = network.to(memory_format=torch.channels_last)
         self.optimizer = optimizer
         self.schedule = schedule
         self.fine_tuning = fine_tuning
