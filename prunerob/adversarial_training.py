@@ -21,16 +21,16 @@ class AdversarialTraining:
         weight: weight of the adversarial examples in the loss, in [0, 1]; the clean images have
             the rest. 0.5 is the mean over clean and adversarial images together, 1 trains on
             adversarial examples alone.
-        eps: "fixed" takes the attack's own eps; "half_normal" draws one for each image from a
-            Gaussian truncated to [0, eps] with standard deviation eps/2, as the paper's FGSM
-            training does (Kurakin et al., arXiv:1611.01236).
+        eps_distribution: "fixed" takes the attack's own eps; "half_normal" draws one for each
+            image from a Gaussian truncated to [0, eps] with standard deviation eps/2, as the
+            paper's FGSM training does (Kurakin et al., arXiv:1611.01236).
         ramp_epochs: epochs over which eps (and with it the step) grows linearly from 0, from the
             start of the run; 0 for none.
     """
 
     attack: Attack = field(default_factory=NoAttack)
     weight: float = 0.5
-    eps: Literal["fixed", "half_normal"] = "fixed"
+    eps_distribution: Literal["fixed", "half_normal"] = "fixed"
     ramp_epochs: float = 0.0
 
     def __post_init__(self) -> None:
@@ -38,7 +38,9 @@ class AdversarialTraining:
             raise ValueError(f"adversarial_training.weight: {self.weight} lies outside [0, 1]")
         if self.ramp_epochs < 0:
             raise ValueError(f"adversarial_training.ramp_epochs: {self.ramp_epochs} is below 0")
-        if not hasattr(self.attack, "eps") and (self.eps != "fixed" or self.ramp_epochs):
+        if not hasattr(self.attack, "eps") and (
+            self.eps_distribution != "fixed" or self.ramp_epochs
+        ):
             raise ValueError("adversarial_training: this attack has no eps to draw or to ramp")
 
     @property
@@ -66,9 +68,9 @@ class AdversarialTraining:
     def _radius(self, key: Tensor, epochs: float) -> Tensor | None:
         """Radius of each image's ball, float32, (B,); None leaves it to the attack."""
         ramp = min(1.0, epochs / self.ramp_epochs) if self.ramp_epochs else 1.0
-        if self.eps == "fixed" and ramp == 1:
+        if self.eps_distribution == "fixed" and ramp == 1:
             return None
         largest = float(getattr(self.attack, "eps", 0)) * ramp
-        if self.eps == "fixed":
+        if self.eps_distribution == "fixed":
             return torch.full(key.shape, largest, device=key.device)
         return largest / 2 * half_normal(mix(key, "eps"), cut=2.0)

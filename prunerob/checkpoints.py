@@ -63,13 +63,18 @@ class Checkpoints(Checkpoint):
             return
         module = cast(Classifier, pl_module)
         run = Run(run_folder(trainer))
-        names = ["last"]
+        names = []
         if self._is_best(trainer, module):
             names.append("best")
         if module.prune_epoch == trainer.current_epoch + 1:
             names.append("before_pruning")
-        for name in names:
-            trainer.save_checkpoint(run.checkpoint(name), weights_only=False)
+        # "last" at last: a run that is killed here goes on from the epoch before, and saves anew.
+        for name in [*names, "last"]:
+            file = run.checkpoint(name)
+            # A kill in the middle of writing leaves the old file whole.
+            unfinished = file.with_suffix(".unfinished")
+            trainer.save_checkpoint(unfinished, weights_only=False)
+            unfinished.replace(file)
 
     def _is_best(self, trainer: Trainer, module: Classifier) -> bool:
         metrics = trainer.callback_metrics
@@ -84,7 +89,7 @@ class Checkpoints(Checkpoint):
         self._best, self._best_is_fine_tuned = result, module.is_fine_tuning
         return True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the run as finished, if it is, and lay its final weights down."""
         finished = trainer.current_epoch >= (trainer.max_epochs or 0)
         if not trainer.is_global_zero or trainer.fast_dev_run or not finished:  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
@@ -20,7 +21,7 @@ from prunerob.attacks.noise import image_keys
 from prunerob.attacks.pgd import logit_margin
 from prunerob.data.images import Batch
 from prunerob.errors import UserError
-from prunerob.robustness import Robustness, RobustnessRecorder
+from prunerob.robustness import WORST_CASE, Robustness, RobustnessRecorder
 from prunerob.schedules import Constant, Schedule
 from prunerob.tensorboard import log_examples
 
@@ -68,6 +69,9 @@ class Classifier(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name in ("clean", WORST_CASE):
+            if name in attacks:
+                raise UserError(f"model.attacks: {name!r} is the name of a row of its own")
         # A layout, not a change: convolutions of all devices are faster in it.
         self.network = network.to(memory_format=torch.channels_last)
         self.optimizer = optimizer
@@ -85,6 +89,8 @@ class Classifier(LightningModule):
         """Numbers of the latest training step, for the progress bar."""
         self.on_attack: Callable[[str], None] = lambda name: None
         """Told the name of each attack before it runs on a test batch."""
+        self.test_name = "test"
+        """Of the test in TensorBoard, where those of several checkpoints stand side by side."""
         self.robustness: Robustness | None = None
         """What the latest test found."""
 
@@ -123,6 +129,11 @@ class Classifier(LightningModule):
         self.running[name] = value
         self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=images)
 
+    def setup(self, stage: str) -> None:
+        """Refuse settings of either phase before anything is computed."""
+        if stage == "fit":
+            self._check_optimizers()
+
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Optimizer and schedule of the phase, training or fine-tuning; called at each's start."""
         optimizer, schedule = self.optimizer, self.schedule
@@ -135,6 +146,23 @@ class Classifier(LightningModule):
             return {"optimizer": built}
         return {"optimizer": built, "lr_scheduler": scheduler}
 
+    def _check_optimizers(self) -> None:
+        """Build the optimizers and schedules of both phases, to refuse bad settings early.
+
+        Raises:
+            UserError: the settings of a phase are refused by its optimizer or schedule.
+        """
+        phases = {False: "model.optimizer or model.schedule"}
+        if self.prune_epoch is not None:
+            phases[True] = "model.fine_tuning"
+        now = self.is_fine_tuning
+        for self.is_fine_tuning, name in phases.items():
+            try:
+                self.configure_optimizers()
+            except (ValueError, TypeError, ZeroDivisionError) as error:
+                raise UserError(f"{name}: {error}") from None
+        self.is_fine_tuning = now
+
     def _phase_steps(self) -> int:
         """Optimizer steps of the phase."""
         epochs = self.trainer.max_epochs or 0
@@ -144,17 +172,31 @@ class Classifier(LightningModule):
         batches = len(datamodule.train_dataloader())
         limit = self.trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return max(1, epochs * batches)
+        return max(1, epochs * math.ceil(batches / self.trainer.accumulate_grad_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the phase: an optimizer's state fits only the optimizer of its phase."""
         checkpoint["is_fine_tuning"] = self.is_fine_tuning
+        checkpoint["phase_steps"] = self._phase_steps()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the phase, before the optimizers are made."""
-        if "is_fine_tuning" not in checkpoint:
+        """Take up the phase, before the optimizers are made.
+
+        Raises:
+            UserError: the checkpoint is not of `fit`, or its schedule does not fit this run.
+        """
+        if "is_fine_tuning" not in checkpoint or "phase_steps" not in checkpoint:
             raise UserError("ckpt_path: not a checkpoint of prunerob fit, so it cannot go on")
         self.is_fine_tuning = checkpoint["is_fine_tuning"]
+        schedule = (self.fine_tuning.schedule if self.is_fine_tuning else None) or self.schedule
+        steps, saved = self._phase_steps(), checkpoint["phase_steps"]
+        over = not self.is_fine_tuning and checkpoint["epoch"] + 1 == self.prune_epoch
+        if steps != saved and not over and schedule.follows_phase:
+            raise UserError(
+                f"ckpt_path: the schedule of the checkpoint's phase runs over {saved} steps, but "
+                f"this configuration's over {steps}; keep trainer.max_epochs, pruning.epoch and "
+                "the batches as they were, or branch from before_pruning.ckpt"
+            )
 
     # Validation
 
@@ -176,33 +218,38 @@ class Classifier(LightningModule):
             )
 
     @torch.no_grad()
-    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
+    def measure(self, batches: Iterable[Batch]) -> dict[str, tuple[int, int]]:
         """Validation accuracies, outside the Trainer's loops.
 
         Args:
             batches: validation batches.
 
         Returns:
-            accuracy in [0, 1], "clean" and "robust", as far as there are images for it.
+            images classified right, and images: "clean" and "robust", as far as there are any.
         """
-        was_training, seen = self.training, 0
+        training = [module for module in self.modules() if module.training]
+        seen = 0
         self.eval()
         found: dict[str, list[Tensor]] = {}
-        for batch in batches:
-            for name, correct in self._judge(
-                Batch(*(t.to(self.device) for t in batch)), seen
-            ).items():
-                found.setdefault(name, []).append(correct)
-            seen += len(batch.y)
-        self.train(was_training)
-        return {name: torch.cat(correct).float().mean().item() for name, correct in found.items()}
+        with self.trainer.precision_plugin.val_step_context():
+            for batch in batches:
+                moved = Batch(*(tensor.to(self.device) for tensor in batch))
+                for name, correct in self._judge(moved, seen).items():
+                    found.setdefault(name, []).append(correct)
+                seen += len(batch.y)
+        for module in training:
+            module.training = True
+        return {
+            name: (sum(int(part.sum()) for part in parts), sum(len(part) for part in parts))
+            for name, parts in found.items()
+        }
 
     def _judge(self, batch: Batch, seen: int) -> dict[str, Tensor]:
         """Which images of a validation batch are classified right, clean and under attack."""
         x, y, index = batch
         correct = {"clean": self(x).argmax(1) == y}
         n = min(len(y), self.validation_attack_images - seen)
-        if n > 0:
+        if n > 0 and not isinstance(self.validation_attack, NoAttack):
             key = image_keys(index[:n], seed=self.seed, purpose="validation")
             x_adv = self.validation_attack(self.network, x[:n], y[:n], key=key)
             correct["robust"] = self(x_adv).argmax(1) == y[:n]
@@ -218,6 +265,7 @@ class Classifier(LightningModule):
         """Attack a batch with every attack of the suite; each is counted on its final iterate."""
         x, y, index = batch
         key = image_keys(index, seed=self.seed, purpose="test")
+        predictions: dict[str, Tensor] = {}
         for name, attack in self.suite().items():
             self.on_attack(name)
             start = perf_counter()
@@ -231,16 +279,23 @@ class Classifier(LightningModule):
                 margin=logit_margin(logits.float(), y),
                 start=start,
             )
+            predictions[name] = logits.argmax(1)
             if batch_idx == 0 and name != "clean":
-                shown = slice(10)
-                predictions = logits[shown].argmax(1)
-                log_examples(self.trainer, name, x[shown], x_adv[shown], y[shown], predictions)
+                log_examples(
+                    self.trainer,
+                    f"{self.test_name} examples/{name}",
+                    x[:10],
+                    x_adv[:10],
+                    labels=y[:10],
+                    before=predictions["clean"][:10],
+                    after=predictions[name][:10],
+                )
 
     def on_test_epoch_end(self) -> None:
         """Sum the record up into the table."""
         self.robustness = self._recorder.robustness()
         for row in self.robustness.rows:
-            self.log(f"test/{row.attack}", row.accuracy)
+            self.log(f"{self.test_name}/{row.attack}", row.accuracy)
 
     def suite(self) -> Mapping[str, Attack]:
         """The rows of the test's table: clean images first, then the attacks."""

@@ -34,7 +34,6 @@ from prunerob.runs import (
     CHECKPOINTS,
     Run,
     Weights,
-    download,
     find_weights,
     load_weights,
     read_checkpoint,
@@ -84,7 +83,8 @@ def run(args: Sequence[str]) -> None:
     for config in reversed(configs):
         rest = ["--config", config, *rest]
     if command == "fit" and weights:
-        rest += ["--ckpt_path", str(weights.file)]
+        place = weights.found if weights.results else str(weights.file)
+        rest += ["--ckpt_path", place]
     try:
         CommandLine(command, rest, weights)
     except MisconfigurationException as error:
@@ -120,6 +120,7 @@ def plain(message: str) -> str:
         (r"<class '([^']*)'>", r"\1"),
         (r"Type \S*Callable\[.*\] expects", "expected"),
         (r"Expected a (typing\.)?", "expected "),
+        (r"[.;]? (Given|Got) value: NestedArg.*", ""),
         (r" Given value: ", "; got "),
         (r"Not of type Pixels: ", ""),
         (r"Expected a dot import path string|expected dot import path string", "no such class"),
@@ -136,8 +137,7 @@ class SaveConfig(SaveConfigCallback):
         if stage != "fit" or not trainer.log_dir:
             return
         report.check_writable(Path(trainer.log_dir))
-        if not Run(Path(trainer.log_dir)).config.is_file():
-            super().setup(trainer, pl_module, stage)
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Show the configuration in TensorBoard."""
@@ -158,6 +158,7 @@ class CommandLine(LightningCLI):
 
     def __init__(self, command: str, args: Sequence[str], weights: Weights | None) -> None:
         self.weights = weights
+        self.goes_on = False
         super().__init__(
             model_class=Classifier,
             datamodule_class=ImageDataModule,
@@ -165,7 +166,7 @@ class CommandLine(LightningCLI):
             parser_class=Parser,
             save_config_callback=SaveConfig,
             trainer_defaults={
-                "callbacks": [Checkpoints(), Progress()],
+                "callbacks": [Checkpoints()],
                 "num_sanity_val_steps": 0,
                 "devices": 1,
                 "enable_model_summary": False,
@@ -204,6 +205,9 @@ class CommandLine(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; LightningCLI's own would warn about `sys.argv`."""
         self.config = parser.parse_args(args)
+        seed = self.config[self.config.subcommand].seed_everything
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything: {seed} lies outside [0, 2^32)")
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: LightningCLI would take values from the checkpoint."""
@@ -213,10 +217,17 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Direct what the command writes to the folder of the run it is about."""
         config = self.config[self.subcommand]
+        for group in ("adversarial_training", "fine_tuning"):
+            if config.model.get(group) is None:
+                raise UserError(f"model.{group}: is null; leave it out to take its defaults")
         if self.subcommand == "fit":
             if self.weights and self._goes_on(self.weights, config):
                 config.trainer.logger = _logger(self.weights.folder)
+                self.save_config_callback = None
+                self.goes_on = True
                 rank_zero_info(f"Going on with {self.weights.folder}")
+            if not config.trainer.logger:
+                raise UserError("trainer.logger: a run needs one, whose folder becomes the run's")
             return
         assert self.weights is not None
         report.check_writable(self.weights.folder)
@@ -234,12 +245,22 @@ class CommandLine(LightningCLI):
         record = yaml.safe_load(weights.run.config.read_text())
         return {**yaml.safe_load(dumped), "ckpt_path": None} == {**record, "ckpt_path": None}
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the progress bar, unless it is not wanted."""
+        if self.config[self.subcommand].trainer.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"].append(Progress())
+        return super().instantiate_trainer(**kwargs)
+
     def instantiate_classes(self) -> None:
         """Instantiate; a setting that a class refuses is the user's mistake, not a crash."""
         try:
             super().instantiate_classes()
         except ValueError as error:
             raise UserError(plain(str(error))) from error
+        folder = self.trainer.log_dir
+        new = self.subcommand == "fit" and not self.goes_on
+        if new and folder and Run(Path(folder)).config.is_file():
+            raise UserError(f"{folder} already holds a run; go on with it, or name another")
         if self.trainer.world_size > 1:
             raise UserError("trainer.devices: training and testing run on one device for now")
 
@@ -248,7 +269,8 @@ class CommandLine(LightningCLI):
     def fit(self, model: Classifier, datamodule: ImageDataModule, ckpt_path: str | None) -> None:
         """Train, prune, fine-tune."""
         if ckpt_path:
-            file = download(ckpt_path) if ckpt_path.startswith("http") else Path(ckpt_path)
+            # Already found, unless a configuration that repeats a branched run names it.
+            file = (self.weights or find_weights(ckpt_path)).file
             self._check_training_state(model, file)
             ckpt_path = str(file)
         try:
@@ -265,13 +287,14 @@ class CommandLine(LightningCLI):
         """See that a checkpoint fits this run, before Lightning takes it apart."""
         if file.suffix == ".safetensors":
             raise UserError(f"ckpt_path: {file} holds weights alone, no training to go on with")
-        if not file.is_file():
-            raise UserError(f"ckpt_path: there is no file {file}")
         checkpoint = read_checkpoint(file)
         epoch, epochs = checkpoint.get("epoch"), self.trainer.max_epochs
         if "loops" not in checkpoint or not isinstance(epoch, int):
             raise UserError(f"ckpt_path: {file} holds no training state to go on from")
-        if epochs is not None and 0 <= epochs <= epoch + 1:
+        # A run that was killed in its last moments has no summary: fit brings it to its end.
+        run = self.weights.run if self.weights and self.goes_on else None
+        ends = run is not None and not run.summary.is_file()
+        if epochs is not None and 0 <= epochs <= epoch + 1 and not ends:
             raise UserError(
                 f"ckpt_path: {file} has finished {epoch + 1} epochs, and trainer.max_epochs is "
                 f"{epochs}: nothing is left to train"
@@ -288,11 +311,13 @@ class CommandLine(LightningCLI):
     def test(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
         """Attack the test images with the whole suite and write the table."""
         weights = self._load(model)
+        model.test_name = weights.result("test").name.replace("_", " ", 1)
         self.trainer.test(model, datamodule=datamodule, verbose=False)
         assert model.robustness is not None
         about = {"seed": model.seed, **about_machine(model.device)}
         files = report.write(model.robustness, weights, about)
-        report.show_in_tensorboard(self.trainer, model.robustness, self._hyperparameters())
+        settings = self._hyperparameters()
+        report.show_in_tensorboard(self.trainer, model.test_name, model.robustness, settings)
         report.show(model.robustness, weights)
         rank_zero_info("Written: " + ", ".join(str(file) for file in files))
 

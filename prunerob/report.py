@@ -56,7 +56,7 @@ def write(robustness: Robustness, weights: Weights, about: Mapping[str, object])
 
 def show(robustness: Robustness, weights: Weights) -> None:
     """Print the table; beside it, if it was tested before, the same network before pruning."""
-    dense = accuracies_before_pruning(weights)
+    dense = accuracies_before_pruning(weights, robustness.rows[0].images)
     table = Table(title=f"Robustness of {weights.file}")
     table.add_column("attack")
     if dense:
@@ -72,18 +72,19 @@ def show(robustness: Robustness, weights: Weights) -> None:
 
 
 def show_in_tensorboard(
-    trainer: Trainer, robustness: Robustness, hyperparameters: Mapping[str, str | float]
+    trainer: Trainer, name: str, robustness: Robustness, settings: Mapping[str, str | float]
 ) -> None:
     """Add the table, and the hyper-parameters with the accuracies they led to."""
     for writer in writers(trainer):
-        writer.add_text("robustness", robustness.to_markdown())
+        writer.add_text(f"{name} robustness", robustness.to_markdown())
         results = {f"hp/{row.attack}": row.accuracy for row in robustness.rows}
-        writer.add_hparams(dict(hyperparameters), results, run_name=".")
+        writer.add_hparams(dict(settings), results, run_name=name)
 
 
-def accuracies_before_pruning(weights: Weights) -> dict[str, float]:
-    """What a test of the same run's before_pruning.ckpt found; empty without one."""
+def accuracies_before_pruning(weights: Weights, images: int) -> dict[str, float]:
+    """What the same test of the run's before_pruning.ckpt found; empty without one."""
     file = weights.folder / "robustness_before_pruning.json"
     if weights.run is None or weights.file.stem == "before_pruning" or not file.is_file():
         return {}
-    return {row["attack"]: row["accuracy"] for row in json.loads(file.read_text())["rows"]}
+    rows = json.loads(file.read_text())["rows"]
+    return {row["attack"]: row["accuracy"] for row in rows if row["images"] == images}

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
-from zipfile import BadZipFile
 
 import torch
 from pytorch_lightning import Trainer
@@ -61,18 +60,20 @@ class Weights:
         file: a checkpoint of `fit` (.ckpt) or bare weights (.safetensors).
         run: the run that owns the file, if any.
         config: the configuration of the network, if one lies with the file.
-        found: how the file was found, for the user.
+        found: how the file was found, for the user; the URL of one that was fetched.
+        results: where results go if not to the run, or beside the file.
     """
 
     file: Path
     run: Run | None
     config: Path | None
     found: str
+    results: Path | None = None
 
     @property
     def folder(self) -> Path:
         """Where results about these weights go."""
-        return self.run.folder if self.run else self.file.parent
+        return self.run.folder if self.run else self.results or self.file.parent
 
     def result(self, name: str) -> Path:
         """Where one result goes, without its ending: `robustness`, or `robustness_best`."""
@@ -116,15 +117,17 @@ def find_weights(place: str | None, config: str | None = None) -> Weights:
     if config and (place is None or place in CHECKPOINTS):
         run = Run(Path(config).parent)
         if Path(config) != run.config or not (run.folder / "checkpoints").is_dir():
+            problem = f"{place}: of which run?" if place else "missing, and untrained weights are"
+            problem += "" if place else " never tested;"
             raise UserError(
-                f"--ckpt_path is missing: {config} belongs to no run, and untrained weights are "
-                "never tested; name a checkpoint, a run's folder or a .safetensors file"
+                f"--ckpt_path {problem} {config} belongs to no run; name a checkpoint, a run's "
+                "folder or a .safetensors file"
             )
         return _of_run(run, place or "last", "the run of that configuration")
     if place is None or place in CHECKPOINTS:
         return _of_run(newest_finished_run(), place or "last", "the newest finished run")
     if place.startswith(("http://", "https://")):
-        return Weights(download(place), None, None, place)
+        return Weights(download(place), None, None, place, Path.cwd())
 
     path = Path(place)
     if path.is_dir():
@@ -141,7 +144,10 @@ def find_weights(place: str | None, config: str | None = None) -> Weights:
 def _of_run(run: Run, name: str, found: str) -> Weights:
     file = run.checkpoint(name)
     if not file.is_file():
-        raise UserError(f"ckpt_path: {run.folder} is no run of prunerob fit: it has no {file.name}")
+        kept = ", ".join(c for c in CHECKPOINTS if run.checkpoint(c).is_file())
+        why = f"its checkpoints are {kept}" if kept else "no epoch of it has finished"
+        why = why if run.config.is_file() else "it is no run of prunerob fit"
+        raise UserError(f"ckpt_path: {run.folder} has no {file.name}: {why}")
     return Weights(file, run, run.config if run.config.is_file() else None, found)
 
 
@@ -172,7 +178,7 @@ def read_checkpoint(file: Path) -> dict[str, object]:
         ) from None
     except FileNotFoundError:
         raise
-    except (RuntimeError, OSError, EOFError, BadZipFile, KeyError, ValueError) as error:
+    except Exception as error:  # a damaged pickle can fail in any way
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"ckpt_path: {file} is not a readable checkpoint ({told})") from None
     if not isinstance(checkpoint, dict):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pytorch_lightning.cli import LRSchedulerCallable
 from pytorch_lightning.utilities.types import LRSchedulerConfigType
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 
 @dataclass(frozen=True)
 class Schedule(ABC):
     """How the learning rate runs over one phase: training, or fine-tuning."""
+
+    follows_phase: ClassVar[bool] = True
+    """Whether its length is the phase's, so that a change of the phase changes its course."""
 
     @abstractmethod
     def __call__(self, optimizer: Optimizer, steps: int) -> LRSchedulerConfigType | None:
@@ -32,6 +36,8 @@ class Schedule(ABC):
 @dataclass(frozen=True)
 class Constant(Schedule):
     """The optimizer's own learning rate throughout."""
+
+    follows_phase = False
 
     def __call__(self, optimizer: Optimizer, steps: int) -> LRSchedulerConfigType | None:
         """No scheduler; see `Schedule.__call__`."""
@@ -54,13 +60,19 @@ class OneCycle(Schedule):
     end: float = 0.0001
     shape: Literal["cos", "linear"] = "cos"
 
+    def __post_init__(self) -> None:
+        for name, share in (("warmup", self.warmup), ("start", self.start), ("end", self.end)):
+            if not 0 < share < 1:
+                raise ValueError(f"{name} of OneCycle: {share} lies outside (0, 1)")
+
     def __call__(self, optimizer: Optimizer, steps: int) -> LRSchedulerConfigType | None:
         """Build the scheduler; see `Schedule.__call__`."""
         scheduler = OneCycleLR(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=steps,
-            pct_start=self.warmup,
+            # Not exactly one step: torch divides by the steps on the way up, less one.
+            pct_start=self.warmup if self.warmup * steps != 1 else self.warmup * 0.999,
             anneal_strategy=self.shape,
             cycle_momentum=False,
             div_factor=1 / self.start,
@@ -74,25 +86,31 @@ class Cosine(Schedule):
     """From the optimizer's learning rate down along half a cosine.
 
     Args:
-        end: last rate.
+        end: last rate, as a share of the optimizer's.
     """
 
     end: float = 0.0
 
     def __call__(self, optimizer: Optimizer, steps: int) -> LRSchedulerConfigType | None:
         """Build the scheduler; see `Schedule.__call__`."""
-        scheduler = CosineAnnealingLR(optimizer, T_max=steps, eta_min=self.end)
+        # Not CosineAnnealingLR, whose last rate is one number for all parameter groups.
+        scheduler = LambdaLR(
+            optimizer,
+            lambda step: self.end + (1 - self.end) * (1 + math.cos(math.pi * step / steps)) / 2,
+        )
         return {"scheduler": scheduler, "interval": "step"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Torch(Schedule):
+class TorchScheduler(Schedule):
     """Any scheduler of `torch.optim.lr_scheduler`, with its own lengths as settings.
 
     Args:
         scheduler: the scheduler's class and settings, without the optimizer.
         interval: what one step of it is: an "epoch", or an optimizer "step".
     """
+
+    follows_phase = False
 
     scheduler: LRSchedulerCallable
     interval: Literal["epoch", "step"] = "epoch"

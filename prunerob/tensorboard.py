@@ -48,26 +48,32 @@ def log_shares(trainer: Trainer, layers: Sequence[Layer], shares: Shares) -> Non
 
 
 def log_examples(
-    trainer: Trainer, tag: str, x: Tensor, x_adv: Tensor, labels: Tensor, predictions: Tensor
+    trainer: Trainer,
+    tag: str,
+    x: Tensor,
+    x_adv: Tensor,
+    *,
+    labels: Tensor,
+    before: Tensor,
+    after: Tensor,
 ) -> None:
     """A grid of images, adversarial examples and magnified perturbations, with predictions.
 
     Args:
         trainer: says where to write.
-        tag: the attack's name.
+        tag: of the picture, with the attack's name.
         x: images, float32, (B, C, H, W), pixels in [0, 1].
         x_adv: adversarial examples, as x.
         labels: true labels, int64, (B,).
-        predictions: for the adversarial examples, int64, (B,).
+        before: predictions for the images, int64, (B,).
+        after: predictions for the adversarial examples, int64, (B,).
     """
     change = x_adv - x
     # Grey is no change; the largest change in the grid is black or white.
     magnified = 0.5 + change / (2 * change.abs().max().clamp(min=1e-12))
     grid = make_grid(torch.cat([x, x_adv, magnified]).cpu(), nrow=len(x), pad_value=0.3)
-    told = " ".join(
-        f"{label}" if label == prediction else f"{label}→{prediction}"
-        for label, prediction in zip(labels.tolist(), predictions.tolist(), strict=True)
-    )
+    columns = zip(labels.tolist(), before.tolist(), after.tolist(), strict=True)
+    told = ", ".join(f"{label}: {clean} → {attacked}" for label, clean, attacked in columns)
     for writer in writers(trainer):
-        writer.add_image(f"examples/{tag}", grid)
-        writer.add_text(f"examples/{tag}", f"label, and → prediction where it differs: {told}")
+        writer.add_image(tag, grid)
+        writer.add_text(tag, f"label: prediction clean → attacked, by column: {told}")

@@ -25,14 +25,15 @@ epsilons = st.sampled_from([0.0, 1 / 255, 8 / 255, 0.1, 0.3, 1.0])
 @st.composite
 def attacks(draw: st.DrawFn) -> Attack:
     eps = Pixels(draw(epsilons))
-    precision = draw(st.sampled_from(["auto", "float32", "bfloat16"]))
     if draw(st.booleans()):
-        label = draw(st.sampled_from(["true", "predicted"]))
-        return FGSM(eps=eps, label=label, precision=precision)
+        return FGSM(eps=eps, label=draw(st.sampled_from(["true", "predicted"])))
     start = draw(st.booleans())
+    step_size = draw(st.sampled_from([0.0, 1 / 255, 0.01, 0.1, 1.0]))
+    precisions = ["auto", "float32", "bfloat16"]
+    precision = draw(st.sampled_from(precisions if step_size > 2 / 255 else precisions[:2]))
     return PGD(
         eps=eps,
-        step_size=Pixels(draw(st.sampled_from([0.0, 1 / 255, 0.01, 0.1, 1.0]))),
+        step_size=Pixels(step_size),
         steps=draw(st.integers(1, 4)),
         random_start=start,
         restarts=draw(st.integers(1, 3)) if start else 1,
@@ -210,6 +211,30 @@ def test_predicted_label_differs_only_where_the_prediction_does(
     by_label = FGSM(eps=Pixels(0.1))
     assert torch.equal(by_prediction(trained, x, wrong), by_label(trained, x, prediction))
     assert not torch.equal(by_label(trained, x, wrong), by_prediction(trained, x, wrong))
+
+
+def test_bfloat16_is_for_steps_that_it_can_see(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits[0][:20], digits[1][:20]
+    with pytest.raises(ValueError, match=r"steps of 0\.005 vanish in bfloat16"):
+        PGD(step_size=Pixels(0.005), precision="bfloat16")
+    for step, own_eps in ((0.005, False), (0.01, True)):
+        eps = torch.full((20,), 0.3) if own_eps else None
+        auto = PGD(step_size=Pixels(step), steps=3)(trained, x, y, eps=eps)
+        plain = PGD(step_size=Pixels(step), steps=3, precision="float32")(trained, x, y, eps=eps)
+        assert torch.equal(auto, plain)
+
+
+def test_a_caller_in_float16_keeps_its_own_casts(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Autocast caches the casts of weights by weight, not by type."""
+    x, y = digits[0][:4], digits[1][:4]
+    with torch.autocast("cpu", torch.float16):
+        trained(x)
+        PGD(steps=2, precision="bfloat16")(trained, x, y)
+        assert trained(x).dtype == torch.float16
 
 
 @settings(deadline=None, max_examples=30)

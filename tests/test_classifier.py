@@ -90,7 +90,7 @@ def test_eps_ramps_up_from_0(
 
 
 def test_half_normal_eps_differs_by_image_and_stays_below_the_attack_s(network: MnistCNN) -> None:
-    training = AdversarialTraining(attack=Spy(), eps="half_normal")
+    training = AdversarialTraining(attack=Spy(), eps_distribution="half_normal")
     n = 500
     x, y = torch.rand(n, 1, 28, 28), torch.zeros(n, dtype=torch.int64)
     key = image_keys(torch.arange(n), seed=0, purpose="training")
@@ -113,7 +113,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         with pytest.raises(ValueError, match="adversarial_training"):
             AdversarialTraining(attack=FGSM(), **settings)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no eps to draw"):
-        AdversarialTraining(attack=Without(), eps="half_normal")
+        AdversarialTraining(attack=Without(), eps_distribution="half_normal")
 
 
 def test_networks_are_the_paper_s() -> None:

@@ -156,8 +156,17 @@ def test_a_pruned_filter_is_silent_whatever_its_biases_were(seed: int, amount: f
         silent = ~masks[f"{name}.weight"].flatten(1).any(1)
         assert (value[:, silent] == 0).all()
         assert silent.sum() < len(silent), "a layer keeps a filter"
-    # What reads a silent channel is masked too, and did nothing: taking it away changes nothing.
+    # What reads a silent channel is masked too, because it does nothing: whatever stood there.
+    for name, mask in masks.items():
+        if mask.dim() > 1:
+            rows = mask.flatten(1).any(1)
+            unread = ~mask & rows.view(-1, *[1] * (mask.dim() - 1))
+            network.get_parameter(name).data[unread] = torch.randn(int(unread.sum()))
     assert torch.equal(network(x), logits)
+    layers = count_layers(network, masks)
+    assert sum(a.parameters_before - a.parameters_after for a in layers) == sum(
+        int((~mask).sum()) for mask in masks.values()
+    )
 
 
 def test_class_blinded_pruning_takes_one_threshold(network: MnistCNN) -> None:

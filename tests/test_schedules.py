@@ -39,7 +39,7 @@ def test_one_cycle_rises_to_the_rate_and_falls_to_its_end(steps: int, shape: str
 
 
 def test_cosine_falls_over_the_whole_phase() -> None:
-    seen = rates(Cosine(end=0.1), 100)
+    seen = rates(Cosine(end=0.2), 100)
     assert seen[0] == 0.5
     assert seen[50] == pytest.approx(0.3)
     assert seen[-1] == pytest.approx(0.1, abs=1e-3)

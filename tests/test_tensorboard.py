@@ -17,6 +17,7 @@ def test_a_run_and_its_test_show_what_a_reader_looks_for(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     main(["fit", "--config", TINY])
+    main(["test", "--ckpt_path", "before_pruning"])
     main(["test"])
     shown = EventAccumulator("lightning_logs/tiny/version_0", size_guidance={"images": 0})
     shown.Reload()
@@ -31,13 +32,18 @@ def test_a_run_and_its_test_show_what_a_reader_looks_for(
         "pruned share/weights",
         "test/PGD",
         "test/worst case",
+        "test before_pruning/PGD",
     ):
         assert name in tags["scalars"], name
     for when in ("1 before pruning", "2 after pruning", "3 after fine-tuning"):
         assert f"network/conv2.weight/{when}" in tags["histograms"]
-    assert {"examples/PGD", "examples/FGSM 8/255"} <= set(tags["images"])
-    assert {"config/text_summary", "robustness/text_summary"} <= set(tags["tensors"])
-    assert "_hparams_/session_start_info" in str(shown.PluginTagToContent("hparams"))
+    assert {"test examples/PGD", "test before_pruning examples/FGSM 8/255"} <= set(tags["images"])
+    assert {"config/text_summary", "test robustness/text_summary"} <= set(tags["tensors"])
+    assert [point.step for point in shown.Scalars("test/PGD")] == [0]
+    hparams = EventAccumulator("lightning_logs/tiny/version_0/test")
+    hparams.Reload()
+    assert "_hparams_/session_start_info" in str(hparams.PluginTagToContent("hparams"))
+    assert "hp/PGD" in hparams.Tags()["scalars"]
     before, after = (
         next(iter(shown.Histograms(f"network/conv2.weight/{when}"))).histogram_value
         for when in ("1 before pruning", "2 after pruning")

@@ -7,13 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +46,7 @@ class Attack(ABC):
             _evaluating(network),
             torch.inference_mode(False),
             torch.enable_grad(),
-            # The caller's mixed precision would reach into the backward pass; and while this
-            # block lasts, the weights that `input_gradient` casts are cast once, not each step.
-            torch.autocast(x.device.type, enabled=False),
+            _own_precision(x.device),
         ):
             radius = None if eps is None else _outside_inference(eps)
             x, y, key = map(_outside_inference, (x, y, key))
@@ -96,6 +91,26 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def _own_precision(device: torch.device) -> Iterator[None]:
+    """Out of the caller's mixed precision, which would reach into the attack's backward pass.
+
+    While this lasts, the weights that `input_gradient` casts are cast once, not at each step. The
+    cache of casts is kept by weight, not by type: one of the caller's in float16 and one of the
+    attack's in bfloat16 must not meet.
+    """
+    caller = torch.is_autocast_enabled(device.type)
+    other = caller and torch.get_autocast_dtype(device.type) != torch.bfloat16
+    if other:
+        torch.clear_autocast_cache()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if other:
+            torch.clear_autocast_cache()
+
+
 def _outside_inference(tensor: Tensor) -> Tensor:
     """A tensor that autograd can use: those made in inference mode, as in a test, cannot."""
     return tensor.clone() if tensor.is_inference() else tensor
@@ -123,29 +138,16 @@ def input_gradient(network: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype)
     return torch.autograd.grad(loss, x)[0]
 
 
+SMALLEST_BFLOAT16_STEP = 2 / 255
+"""bfloat16 sees pixels rounded by up to 0.5/255: an attack's steps must be well above that."""
+
+
 @cache
 def has_bfloat16(device: str) -> bool:
     """Whether a kind of device ("cpu", "cuda") computes in bfloat16 faster than in float32."""
     if device == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def gradient_dtype(precision: Precision, step_size: float, device: torch.device) -> torch.dtype:
-    """The precision in which an attack computes gradients.
-
-    bfloat16 sees pixels rounded by up to 0.5/255, so "auto" takes it only where the attack moves
-    by at least 2/255 a step, and where the hardware has it.
-
-    Args:
-        precision: the attack's setting.
-        step_size: the largest change of a pixel per step, in [0, 1].
-        device: where the images are.
-    """
-    if precision == "auto":
-        wide = step_size >= 2 / 255
-        return torch.bfloat16 if wide and has_bfloat16(device.type) else torch.float32
-    return getattr(torch, precision)  # type: ignore[no-any-return]
 
 
 def per_image(value: float | Tensor, x: Tensor) -> float | Tensor:

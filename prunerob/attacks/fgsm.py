@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from prunerob.attacks.attack import Attack, Precision, gradient_dtype
+from prunerob.attacks.attack import Attack
 from prunerob.attacks.pgd import climb
 from prunerob.pixels import Pixels
 
@@ -22,13 +22,10 @@ class FGSM(Attack):
         label: the label to move away from: the "true" one, or the one the network "predicted",
             which keeps training from leaking the true label into the perturbation (Kurakin et
             al., arXiv:1611.01236).
-        precision: of the gradient's computation. "auto" is float32: no later step would correct
-            a sign that bfloat16 got wrong.
     """
 
     eps: Pixels = Pixels(0.3)
     label: Literal["true", "predicted"] = "true"
-    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Pixels(self.eps))
@@ -38,9 +35,8 @@ class FGSM(Attack):
     ) -> Tensor:
         """Perturb images; see `Attack.__call__`."""
         radius = self.eps if eps is None else eps
-        precision = "float32" if self.precision == "auto" else self.precision
-        dtype = gradient_dtype(precision, self.eps, x.device)
         if self.label == "predicted":
             with torch.no_grad():
                 y = network(x).argmax(1)
-        return climb(network, x, y, x, radius, radius, 1, dtype)
+        # In float32: no later step would correct a sign that bfloat16 got wrong.
+        return climb(network, x, y, x, radius, radius, 1, torch.float32)

@@ -92,5 +92,6 @@ def half_normal(key: Tensor, cut: float) -> Tensor:
         noise, float32, (B,).
     """
     # The inverse of the distribution function, in float64: devices then agree in float32.
-    u = uniform(key, ()).double()
-    return (math.sqrt(2) * torch.erfinv(u * math.erf(cut / math.sqrt(2)))).float()
+    u = uniform(key, ())
+    u = (u.cpu() if key.device.type == "mps" else u).double()
+    return (math.sqrt(2) * torch.erfinv(u * math.erf(cut / math.sqrt(2)))).float().to(key.device)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from prunerob.attacks.attack import (
+    SMALLEST_BFLOAT16_STEP,
     Attack,
-    Precision,
-    gradient_dtype,
+    has_bfloat16,
     input_gradient,
     per_image,
 )
@@ -33,7 +34,8 @@ class PGD(Attack):
         restarts: number of tries from different random starts, 1 or more; the try whose last
             iterate has the smallest margin (true logit minus the largest other) is returned.
         precision: of the gradient's computation; the iterate is always float32. "auto" takes
-            bfloat16 on hardware that has it where step_size is 2/255 or more.
+            bfloat16 on hardware that has it where every image's step is step_size and that is
+            2/255 or more; "bfloat16" insists, and is refused for smaller steps.
     """
 
     eps: Pixels = Pixels(0.3)
@@ -41,15 +43,18 @@ class PGD(Attack):
     steps: int = 40
     random_start: bool = True
     restarts: int = 1
-    precision: Precision = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Pixels(self.eps))
         object.__setattr__(self, "step_size", Pixels(self.step_size))
-        if self.steps < 1 or self.restarts < 1:
-            raise ValueError(f"PGD: steps ({self.steps}) and restarts ({self.restarts}) are >= 1")
+        for name, number in (("steps", self.steps), ("restarts", self.restarts)):
+            if number < 1:
+                raise ValueError(f"{name} of PGD: {number} is below 1")
         if self.restarts > 1 and not self.random_start:
-            raise ValueError(f"PGD: {self.restarts} restarts need random_start, or all are equal")
+            raise ValueError(f"restarts of PGD: {self.restarts} without random_start are all equal")
+        if self.precision == "bfloat16" and self.step_size < SMALLEST_BFLOAT16_STEP:
+            raise ValueError(f"precision of PGD: steps of {self.step_size} vanish in bfloat16")
 
     def perturb(
         self, network: nn.Module, x: Tensor, y: Tensor, eps: Tensor | None, key: Tensor
@@ -59,7 +64,7 @@ class PGD(Attack):
         step_size: float | Tensor = self.step_size
         if eps is not None:
             radius, step_size = eps, eps * (self.step_size / self.eps if self.eps else 0.0)
-        dtype = gradient_dtype(self.precision, self.step_size, x.device)
+        dtype = self._gradient_dtype(x.device, scaled=eps is not None)
 
         best = self._try(network, x, y, radius, step_size, mix(key, 0), dtype)
         for restart in range(1, self.restarts):
@@ -67,6 +72,15 @@ class PGD(Attack):
             better = margin(network, new, y) < margin(network, best, y)
             best = torch.where(better.view(-1, *[1] * (x.dim() - 1)), new, best)
         return best
+
+    def _gradient_dtype(self, device: torch.device, *, scaled: bool) -> torch.dtype:
+        """The precision of gradients; images with an eps of their own may take smaller steps."""
+        fine = scaled or self.step_size < SMALLEST_BFLOAT16_STEP
+        if self.precision == "bfloat16":
+            return torch.bfloat16
+        if self.precision == "auto" and not fine and has_bfloat16(device.type):
+            return torch.bfloat16
+        return torch.float32
 
     def _try(
         self,

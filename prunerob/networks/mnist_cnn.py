@@ -23,6 +23,8 @@ class MnistCNN(nn.Module):
 
     def __init__(self, filters: tuple[int, int, int] = (32, 64, 64), classes: int = 10) -> None:
         super().__init__()
+        if min(filters) < 1 or classes < 2:
+            raise ValueError(f"MnistCNN: needs filters, not {filters}, and classes, not {classes}")
         self.conv1 = nn.Conv2d(1, filters[0], kernel_size=8, stride=2, padding=3)
         self.conv2 = nn.Conv2d(filters[0], filters[1], kernel_size=6, stride=2)
         self.conv3 = nn.Conv2d(filters[1], filters[2], kernel_size=5)

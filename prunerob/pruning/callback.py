@@ -26,6 +26,7 @@ from prunerob.pruning.masks import (
     make_masks,
     without,
 )
+from prunerob.robustness import wilson_interval
 from prunerob.runs import run_folder
 from prunerob.tensorboard import log_shares, log_weight_histograms
 
@@ -77,9 +78,11 @@ class Pruning(Callback):
         self.masks: Masks | None = None
         """What stays; None until the prune epoch."""
         self.shares: Shares | None = None
-        self.accuracies: dict[str, dict[str, float]] = {}
-        """Validation accuracies "before" and "after" pruning and after "fine-tuning"."""
+        self.accuracies: dict[str, dict[str, tuple[int, int]]] = {}
+        """Validation images classified right, and images, "before" and "after" pruning and
+        "fine-tuned"."""
         self._saved_settings: dict[str, Any] | None = None
+        self._epochs_done = 0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -110,12 +113,21 @@ class Pruning(Callback):
                 f"{trainer.max_epochs} epochs (they count from 0); raise trainer.max_epochs, or "
                 "set pruning.epoch to null to train without pruning"
             )
+        if trainer.max_steps not in (None, -1) or trainer.max_epochs in (None, -1):
+            raise UserError(
+                "trainer.max_epochs: phases are counted in epochs; set it, not max_steps"
+            )
         # Whether the amount can be reached depends on shapes alone, not on the weights.
         self._make_masks(module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a checkpoint with masks was loaded: compare the settings and take the masks up."""
         if self.masks is None:
+            if self.epoch is not None and self._epochs_done > self.epoch:
+                raise UserError(
+                    f"pruning.epoch: {self.epoch} is behind the checkpoint, which has "
+                    f"{self._epochs_done} epochs of training; set it to that or later"
+                )
             return
         saved = self._saved_settings or {}
         for name, value in self.settings.items():
@@ -159,7 +171,18 @@ class Pruning(Callback):
         rank_zero_info(self.describe(module))
 
     def _make_masks(self, module: Classifier) -> tuple[Masks, Scores]:
-        scores = without(self.criterion(module.network, self.seed), self.exclude)
+        try:
+            scores = self.criterion(module.network, self.seed)
+            shapes = {name: module.network.get_parameter(name).shape for name in scores}
+        except (TypeError, AttributeError) as error:
+            raise UserError(
+                f"pruning.criterion: {self.settings['criterion']} is no function of a network and "
+                f"a seed that returns scores by parameter name ({error})"
+            ) from None
+        for name, shape in shapes.items():
+            if scores[name].shape not in (shape, shape[:1]):
+                raise UserError(f"pruning.criterion: scores of {name} have another shape than it")
+        scores = without(scores, self.exclude)
         masks = make_masks(
             module.network,
             scores,
@@ -184,7 +207,7 @@ class Pruning(Callback):
 
     # What it did
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report what became of the pruned network."""
         if self.masks is None:
             return
@@ -196,7 +219,10 @@ class Pruning(Callback):
             report = {
                 **self.settings,
                 "shares": asdict(self.shares) if self.shares else None,
-                "validation_accuracy": self.accuracies,
+                "validation": {
+                    when: {name: _accuracy(*counts) for name, counts in values.items()}
+                    for when, values in self.accuracies.items()
+                },
                 "layers": [asdict(layer) for layer in count_layers(module.network, self.masks)],
             }
             Path(folder, "pruning.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -242,11 +268,14 @@ class Pruning(Callback):
 
     def _describe_accuracies(self) -> str:
         told = [
-            f"{when} " + ", ".join(f"{value:.1%} {name}" for name, value in values.items())
+            f"{when} " + ", ".join(f"{n / of:.1%} {name}" for name, (n, of) in values.items())
             for when, values in self.accuracies.items()
             if values
         ]
-        return "Validation accuracy: " + "; ".join(told) if told else ""
+        if not told:
+            return ""
+        images = ", ".join(f"{of:,} {name}" for name, (_, of) in self.accuracies["before"].items())
+        return f"Validation accuracy: {'; '.join(told)} (images: {images})"
 
     # Checkpoints
 
@@ -266,6 +295,12 @@ class Pruning(Callback):
             "accuracies": self.accuracies,
         }
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note how far training has come; `on_fit_start` compares it with the prune epoch."""
+        self._epochs_done = checkpoint["epoch"] + 1
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up masks from a checkpoint; `on_fit_start` compares the settings."""
         if not state_dict:
@@ -274,3 +309,9 @@ class Pruning(Callback):
         self._saved_settings = state_dict["settings"]
         self.shares = Shares(**state_dict["shares"]) if state_dict["shares"] else None
         self.accuracies = state_dict["accuracies"]
+
+
+def _accuracy(correct: int, images: int) -> dict[str, Any]:
+    """An accuracy with what it takes to judge it."""
+    interval = wilson_interval(correct, images)
+    return {"accuracy": correct / images, "interval": interval, "images": images}

@@ -79,8 +79,11 @@ def make_masks(
     Raises:
         UserError: the amount cannot be reached.
     """
+    # Ranked on the CPU: not every accelerator sorts stably, or has float64.
+    device = next(iter(scores.values())).device
+    scores = {name: score.cpu().double() for name, score in scores.items()}
     protected = {name: _best(score, keep_per_layer) for name, score in scores.items()}
-    ranks = torch.cat([score.flatten().double() for score in scores.values()])
+    ranks = torch.cat([score.flatten() for score in scores.values()])
     kept = torch.cat([keep.flatten() for keep in protected.values()])
     order = ranks.argsort(stable=True)
     order = order[~kept[order]]
@@ -92,7 +95,8 @@ def make_masks(
                 f"pruning.amount: {amount} of the weights cannot be pruned with "
                 f"keep_per_layer {keep_per_layer}; at most {len(order) / len(ranks):.4f} can"
             )
-        return _split(~_marked(order[:count], len(ranks)), scores)
+        masks = _split(~_marked(order[:count], len(ranks)), scores)
+        return {name: mask.to(device) for name, mask in masks.items()}
 
     def after(count: int) -> Masks:
         return _filter_masks(network, _split(_marked(order[:count], len(ranks)), scores))
@@ -109,7 +113,7 @@ def make_masks(
             f"pruning.amount: {amount} of the {reading} cannot be pruned and leave filters in "
             f"every layer; at most {share(len(order)):.4f} can"
         )
-    return after(count)
+    return {name: mask.to(device) for name, mask in after(count).items()}
 
 
 def scores_filters(scores: Scores) -> bool:
@@ -158,7 +162,9 @@ def count_layers(network: nn.Module, masks: Masks) -> list[Layer]:
                 parameters_before=before,
                 parameters_after=before - pruned,
                 channels_before=channels,
-                channels_after=channels if mask is None else int(mask.flatten(1).any(1).sum()),
+                channels_after=channels
+                if mask is None
+                else int(mask.view(len(mask), -1).any(1).sum()),
             )
         )
     return layers
@@ -214,7 +220,7 @@ def _best(score: Tensor, share: float) -> Tensor:
     """Mark a layer's best entries: its share, and of filters one at least; bool, score's shape."""
     count = math.ceil(share * score.numel())
     count = max(count, 1) if score.dim() == 1 else count
-    flat = score.flatten().double()
+    flat = score.flatten()
     best = flat.argsort(stable=True)[len(flat) - count :]
     return _marked(best, len(flat)).view(score.shape)
 
@@ -266,4 +272,4 @@ def _filter_masks(network: nn.Module, silent: Mapping[str, Tensor]) -> Masks:
 
 
 def _ones(value: Tensor) -> Tensor:
-    return torch.ones(value.shape, dtype=torch.bool, device=value.device)
+    return torch.ones(value.shape, dtype=torch.bool)
