@@ -13,7 +13,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import pytest
@@ -169,6 +169,25 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     assert_equal(masks(run), masks(finished))
     assert (run / "summary.json").is_file()
     assert not (run.parent / "version_1").exists(), "it goes on in its own folder"
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "lightning_logs" / "tiny" / "version_0"
+    code = f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
+    code += f"from prunerob.cli import main; main(['fit', '--config', {TINY!r}])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not (run / "checkpoints" / "last.ckpt").is_file():
+            assert process.poll() is None, "the run ended before it could be killed"
+            sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (run / "summary.json").exists()
+    main(["fit", "--ckpt_path", str(run)])
+    assert_equal(weights(run), weights(finished))
 
 
 def test_a_branch_from_before_pruning_equals_the_single_run(run: Path) -> None:
