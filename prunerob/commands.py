@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import yaml
 from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
@@ -324,18 +323,9 @@ class CommandLine(LightningCLI):
     def predict(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
         """Classify images into a CSV file."""
         weights = self._load(model)
-        batches = self.trainer.predict(model, datamodule=datamodule)
-        file = weights.result("predictions").with_suffix(".csv")
-        names = datamodule.predict_names
-        with file.open("w", newline="") as opened:
-            table = csv.writer(opened, lineterminator="\n")
-            for i, (index, probabilities) in enumerate(batches or []):
-                if i == 0:
-                    classes = range(probabilities.shape[1])
-                    table.writerow(["image", "class", *(f"probability of {c}" for c in classes)])
-                for image, row in zip(index.tolist(), probabilities, strict=True):
-                    values = [f"{value:.6g}" for value in row.tolist()]
-                    table.writerow([names[image] if names else image, int(row.argmax()), *values])
+        batches = cast(Any, self.trainer.predict(model, datamodule=datamodule))
+        file = weights.folder / f"{weights.result('predictions').name}.csv"
+        report.write_predictions(file, batches or [], datamodule.predict_names)
         rank_zero_info(f"Written: {file}")
 
     def _load(self, model: Classifier) -> Weights:

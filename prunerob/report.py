@@ -1,15 +1,17 @@
-"""Where a test's result goes: the terminal, TensorBoard, and files beside the weights."""
+"""Where results go: the terminal, TensorBoard, and files beside the weights."""
 
 from __future__ import annotations
 
+import csv
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pytorch_lightning import Trainer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from prunerob.errors import UserError
 from prunerob.robustness import Robustness
@@ -52,6 +54,27 @@ def write(robustness: Robustness, weights: Weights, about: Mapping[str, object])
     for name, text in texts.items():
         (stem.parent / name).write_text(text)
     return [stem.parent / name for name in texts]
+
+
+def write_predictions(
+    file: Path, batches: Iterable[tuple[Tensor, Tensor]], names: Sequence[str] | None
+) -> None:
+    """Write the class and the probabilities of each image, one line each.
+
+    Args:
+        file: a CSV file to write.
+        batches: positions of images, int64, (B,), and their probabilities, float, (B, classes).
+        names: of the images by position; None for the positions themselves.
+    """
+    with file.open("w", newline="") as opened:
+        table = csv.writer(opened, lineterminator="\n")
+        for i, (index, probabilities) in enumerate(batches):
+            if i == 0:
+                classes = range(probabilities.shape[1])
+                table.writerow(["image", "class", *(f"probability of {c}" for c in classes)])
+            for image, row in zip(index.tolist(), probabilities, strict=True):
+                values = [f"{value:.6g}" for value in row.tolist()]
+                table.writerow([names[image] if names else image, int(row.argmax()), *values])
 
 
 def show(robustness: Robustness, weights: Weights) -> None:
