@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from prunerob.adversarial_training import AdversarialTraining
 from prunerob.attacks import Attack, NoAttack
+from prunerob.attacks.attack import evaluating
 from prunerob.attacks.noise import image_keys
 from prunerob.attacks.pgd import logit_margin
 from prunerob.data.images import Batch
@@ -227,18 +228,14 @@ class Classifier(LightningModule):
         Returns:
             images classified right, and images: "clean" and "robust", as far as there are any.
         """
-        training = [module for module in self.modules() if module.training]
         seen = 0
-        self.eval()
         found: dict[str, list[Tensor]] = {}
-        with self.trainer.precision_plugin.val_step_context():
+        with evaluating(self), self.trainer.precision_plugin.val_step_context():
             for batch in batches:
                 moved = Batch(*(tensor.to(self.device) for tensor in batch))
                 for name, correct in self._judge(moved, seen).items():
                     found.setdefault(name, []).append(correct)
                 seen += len(batch.y)
-        for module in training:
-            module.training = True
         return {
             name: (sum(int(part.sum()) for part in parts), sum(len(part) for part in parts))
             for name, parts in found.items()
@@ -271,15 +268,15 @@ class Classifier(LightningModule):
             start = perf_counter()
             x_adv = attack(self.network, x, y, key=key)
             logits = self(x_adv)
+            predictions[name] = logits.argmax(1)
             self._recorder.add(
                 name,
                 index=index,
                 label=y,
-                prediction=logits.argmax(1),
+                prediction=predictions[name],
                 margin=logit_margin(logits.float(), y),
                 start=start,
             )
-            predictions[name] = logits.argmax(1)
             if batch_idx == 0 and name != "clean":
                 log_examples(
                     self.trainer,

@@ -122,7 +122,7 @@ def plain(message: str) -> str:
         (r"[.;]? (Given|Got) value: NestedArg.*", ""),
         (r" Given value: ", "; got "),
         (r"Not of type Pixels: ", ""),
-        (r"Expected a dot import path string|expected dot import path string", "no such class"),
+        (r"expected dot import path string", "no such class"),
     ):
         text = re.sub(pattern, shorter, text)
     return text or message

@@ -43,7 +43,7 @@ class Attack(ABC):
         if key is None:
             key = torch.arange(len(x), device=x.device)
         with (
-            _evaluating(network),
+            evaluating(network),
             torch.inference_mode(False),
             torch.enable_grad(),
             _own_precision(x.device),
@@ -74,8 +74,8 @@ class NoAttack(Attack):
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time of an attack.
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while.
 
     Every module's own mode comes back afterwards: parts of a network may have been frozen in
     evaluation mode by the caller. Parameters need no care: `torch.autograd.grad` with respect to

@@ -67,10 +67,15 @@ class PGD(Attack):
         dtype = self._gradient_dtype(x.device, scaled=eps is not None)
 
         best = self._try(network, x, y, radius, step_size, mix(key, 0), dtype)
+        if self.restarts == 1:
+            return best
+        best_margin = margin(network, best, y)
         for restart in range(1, self.restarts):
             new = self._try(network, x, y, radius, step_size, mix(key, restart), dtype)
-            better = margin(network, new, y) < margin(network, best, y)
+            new_margin = margin(network, new, y)
+            better = new_margin < best_margin
             best = torch.where(better.view(-1, *[1] * (x.dim() - 1)), new, best)
+            best_margin = torch.minimum(new_margin, best_margin)
         return best
 
     def _gradient_dtype(self, device: torch.device, *, scaled: bool) -> torch.dtype:
