@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from prunerob.attacks.noise import image_keys
 from prunerob.attacks.pgd import logit_margin
 from prunerob.data.images import Batch
 from prunerob.errors import UserError
+from prunerob.networks.narrow import NarrowCopy, find_narrowing
 from prunerob.robustness import WORST_CASE, Robustness, RobustnessRecorder
 from prunerob.schedules import Constant, Schedule
 from prunerob.tensorboard import log_examples
@@ -86,6 +88,8 @@ class Classifier(LightningModule):
         self.prune_epoch: int | None = None
         """Epoch in which fine-tuning begins; set by the Pruning callback, None without pruning."""
         self.is_fine_tuning = False
+        self.narrow_copy: NarrowCopy | None = None
+        """The network with and without the channels that pruning silenced, where there are any."""
         self.running: dict[str, Tensor] = {}
         """Numbers of the latest training step, for the progress bar."""
         self.on_attack: Callable[[str], None] = lambda name: None
@@ -100,6 +104,27 @@ class Classifier(LightningModule):
         logits: Tensor = self.network(x)
         return logits
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the network that is trained has its silent channels taken out."""
+        return self.narrow_copy is not None and self.network is self.narrow_copy.narrow
+
+    @property
+    def full_network(self) -> nn.Module:
+        """The network in its full shape; its weights may be behind while the narrow one trains."""
+        return self.narrow_copy.wide if self.narrow_copy else self.network
+
+    def attacked(self) -> nn.Module:
+        """The network as attacks and evaluation see it: without its silent channels."""
+        if self.narrow_copy is None or self.is_narrow:
+            return self.network
+        return self.narrow_copy.update_narrow()
+
+    def _find_silent_channels(self) -> None:
+        """Look for channels to leave out in evaluation; `fit` is told by the Pruning callback."""
+        narrowing = find_narrowing(self.network)
+        self.narrow_copy = NarrowCopy(self.network, narrowing) if narrowing.kept else None
+
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -111,7 +136,7 @@ class Classifier(LightningModule):
         if adversarial_weight > 0:
             key = image_keys(index, seed=self.seed, purpose="training", epoch=self.current_epoch)
             epochs = self.current_epoch + batch_idx / self.trainer.num_training_batches
-            x_adv = training.perturb(self.network, x, y, key=key, epochs=epochs)
+            x_adv = training.perturb(self.attacked(), x, y, key=key, epochs=epochs)
             parts.append((adversarial_weight, "adversarial", x_adv))
         if adversarial_weight < 1:
             parts.append((1 - adversarial_weight, "clean", x))
@@ -204,6 +229,8 @@ class Classifier(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin to count the images."""
         self._validated = 0
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._find_silent_channels()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accuracy on clean images and, on the first ones, under the validation attack."""
@@ -244,30 +271,33 @@ class Classifier(LightningModule):
     def _judge(self, batch: Batch, seen: int) -> dict[str, Tensor]:
         """Which images of a validation batch are classified right, clean and under attack."""
         x, y, index = batch
-        correct = {"clean": self(x).argmax(1) == y}
+        network = self.attacked()
+        correct = {"clean": network(x).argmax(1) == y}
         n = min(len(y), self.validation_attack_images - seen)
         if n > 0 and not isinstance(self.validation_attack, NoAttack):
             key = image_keys(index[:n], seed=self.seed, purpose="validation")
-            x_adv = self.validation_attack(self.network, x[:n], y[:n], key=key)
-            correct["robust"] = self(x_adv).argmax(1) == y[:n]
+            x_adv = self.validation_attack(network, x[:n], y[:n], key=key)
+            correct["robust"] = network(x_adv).argmax(1) == y[:n]
         return correct
 
     # Test
 
     def on_test_epoch_start(self) -> None:
         """Begin a new record."""
+        self._find_silent_channels()
         self._recorder = RobustnessRecorder()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Attack a batch with every attack of the suite; each is counted on its final iterate."""
         x, y, index = batch
         key = image_keys(index, seed=self.seed, purpose="test")
+        network = self.attacked()
         predictions: dict[str, Tensor] = {}
         for name, attack in self.suite().items():
             self.on_attack(name)
             start = perf_counter()
-            x_adv = attack(self.network, x, y, key=key)
-            logits = self(x_adv)
+            x_adv = attack(network, x, y, key=key)
+            logits = network(x_adv)
             predictions[name] = logits.argmax(1)
             self._recorder.add(
                 name,

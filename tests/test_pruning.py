@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from prunerob.classifier import Classifier
 from prunerob.errors import UserError
 from prunerob.networks import MnistCNN
 from prunerob.pruning import Pruning, filter_l1, random_filters, random_weights, weight_magnitude
@@ -263,7 +264,7 @@ def test_pruned_stays_pruned_through_momentum_and_weight_decay(
     pruning.masks = masks
     apply_masks(network, masks)
     trainer = type("Trainer", (), {"optimizers": [optimizer]})()
-    module = type("Module", (), {"network": network})()
+    module = Classifier(network=network, optimizer=torch.optim.SGD, attacks={})
     pruning._hold(trainer, module)
     before = {name: p.clone() for name, p in network.named_parameters()}
     for _ in range(3):

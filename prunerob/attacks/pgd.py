@@ -16,6 +16,7 @@ from prunerob.attacks.attack import (
     per_image,
 )
 from prunerob.attacks.noise import mix, uniform
+from prunerob.networks.rewrite import rewrite
 from prunerob.pixels import Pixels
 
 
@@ -133,11 +134,13 @@ def climb(
     eps, step_size = per_image(eps, x), per_image(step_size, x)
     # The ball and [0, 1] are both boxes, so one clamp to their intersection projects onto both.
     low, high = (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
-    x_adv = start.clamp(low, high)
+    # Laid out once for the whole loop: steps and projections go pixel by pixel, in any order.
+    fast = rewrite(network)
+    x_adv, low, high = map(fast.pack, (start.clamp(low, high), low, high))
     for _ in range(steps):
-        gradient = input_gradient(network, x_adv, y, dtype)
+        gradient = input_gradient(fast, x_adv, y, dtype)
         x_adv = (x_adv + step_size * gradient.sign()).clamp(low, high)
-    return x_adv
+    return fast.unpack(x_adv)
 
 
 @torch.no_grad()

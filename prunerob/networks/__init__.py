@@ -2,5 +2,7 @@
 
 from prunerob.networks.channels import ChannelMap, Channels
 from prunerob.networks.mnist_cnn import MnistCNN
+from prunerob.networks.rewrite import Rewrite, rewrite
+from prunerob.networks.wide_resnet import WideResNet
 
-__all__ = ["ChannelMap", "Channels", "MnistCNN"]
+__all__ = ["ChannelMap", "Channels", "MnistCNN", "Rewrite", "WideResNet", "rewrite"]

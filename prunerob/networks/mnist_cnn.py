@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunerob.networks.channels import Channels
+from prunerob.networks.rewrite import Rewrite
 
 
 class MnistCNN(nn.Module):
@@ -52,3 +55,61 @@ class MnistCNN(nn.Module):
             "conv2": Channels(readers=("conv3",)),
             "conv3": Channels(readers=("linear",)),
         }
+
+    def rewrite(self) -> PackedMnistCNN:
+        """The same function of packed images; see `prunerob.networks.rewrite`."""
+        return PackedMnistCNN(self)
+
+
+class PackedMnistCNN(Rewrite):
+    """MnistCNN on images whose blocks of 4x4 pixels have become 16 channels.
+
+    A convolution of stride 2 with one input channel keeps a processor's vector units idle, above
+    all in its input gradient. On blocks there is no stride: two steps of the first convolution are
+    one block, so four of its outputs (2x2) see 3x3 blocks and become channels, too. The second
+    convolution's 6x6 pixels at stride 2 are then 3x3 blocks of those, and the third's output is a
+    single pixel: a matrix product.
+
+    Args:
+        network: whose present weights to lay out.
+    """
+
+    def __init__(self, network: MnistCNN) -> None:
+        super().__init__()
+        # Output (a, b) of a 2x2 block begins 2a + 1 rows and 2b + 1 columns into the 12x12 pixels
+        # that the block sees: the padding is 3, and the first block begins at 4.
+        kernel = network.conv1.weight
+        shifted = [
+            F.pad(kernel, (2 * b + 1, 3 - 2 * b, 2 * a + 1, 3 - 2 * a))
+            for a in (0, 1)
+            for b in (0, 1)
+        ]
+        self.weight1 = _laid_out(F.pixel_unshuffle(torch.stack(shifted, 1).flatten(0, 1), 4))
+        self.bias1 = _laid_out(network.conv1.get_parameter("bias").repeat_interleave(4))
+        self.weight2 = _laid_out(F.pixel_unshuffle(network.conv2.weight, 2))
+        self.bias2 = _laid_out(network.conv2.get_parameter("bias"))
+        self.weight3 = _laid_out(network.conv3.weight.permute(0, 2, 3, 1).flatten(1))
+        self.bias3 = _laid_out(network.conv3.get_parameter("bias"))
+        self.weight4 = _laid_out(network.linear.weight)
+        self.bias4 = _laid_out(network.linear.bias)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Images, float, (B, 1, 28, 28), to blocks, (B, 16, 7, 7)."""
+        return F.pixel_unshuffle(x, 4).contiguous(memory_format=torch.channels_last)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Blocks to images."""
+        return F.pixel_shuffle(packed, 4).contiguous()
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """Classify packed images."""
+        x = F.conv2d(packed, self.weight1, self.bias1, padding=1).relu()
+        x = F.conv2d(x, self.weight2, self.bias2).relu()
+        x = F.linear(x.permute(0, 2, 3, 1).flatten(1), self.weight3, self.bias3).relu()
+        return F.linear(x, self.weight4, self.bias4)
+
+
+def _laid_out(values: Tensor) -> nn.Parameter:
+    """A copy, channels-last; a leaf that asks for gradients, so that autocast casts it once."""
+    layout = torch.channels_last if values.dim() == 4 else torch.contiguous_format
+    return nn.Parameter(values.detach().clone(memory_format=layout))

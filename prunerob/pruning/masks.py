@@ -60,6 +60,7 @@ def make_masks(
     *,
     reading: Reading = "weights",
     keep_per_layer: float = 0.0,
+    keep_multiple_of: int = 1,
 ) -> Masks:
     """Prune what scores lowest, over all layers together.
 
@@ -72,6 +73,8 @@ def make_masks(
         amount: share to prune, in [0, 1).
         reading: the share that is meant, for filters.
         keep_per_layer: share of each layer's weights or filters that stays whatever their score.
+        keep_multiple_of: round the number of filters that each layer keeps up to a multiple of
+            this, after the amount is reached: vector units like 8 or 16. Less is pruned then.
 
     Returns:
         masks, bool, in each masked parameter's shape.
@@ -113,7 +116,9 @@ def make_masks(
             f"pruning.amount: {amount} of the {reading} cannot be pruned and leave filters in "
             f"every layer; at most {share(len(order)):.4f} can"
         )
-    return {name: mask.to(device) for name, mask in after(count).items()}
+    marked = _split(_marked(order[:count], len(ranks)), scores)
+    silent = {n: _round_kept_up(gone, scores[n], keep_multiple_of) for n, gone in marked.items()}
+    return {name: mask.to(device) for name, mask in _filter_masks(network, silent).items()}
 
 
 def scores_filters(scores: Scores) -> bool:
@@ -223,6 +228,14 @@ def _best(score: Tensor, share: float) -> Tensor:
     flat = score.flatten()
     best = flat.argsort(stable=True)[len(flat) - count :]
     return _marked(best, len(flat)).view(score.shape)
+
+
+def _round_kept_up(gone: Tensor, score: Tensor, multiple: int) -> Tensor:
+    """Take the best filters back until a multiple of them stays, or all; bool, (filters,)."""
+    kept = int((~gone).sum())
+    back = min(-kept % multiple, len(gone) - kept)
+    best = score.masked_fill(~gone, -torch.inf).argsort(stable=True)[len(gone) - back :]
+    return gone & ~_marked(best, len(gone))
 
 
 def _marked(positions: Tensor, length: int) -> Tensor:

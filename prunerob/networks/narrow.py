@@ -1,0 +1,231 @@
+"""Narrow networks: the same function with the channels taken out that nothing reads.
+
+Masks keep a pruned network's shape, and with it the work: zeros are multiplied as slowly as other
+numbers. Where filters are pruned, their channels can be taken out of every tensor, exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunerob.networks.channels import ChannelMap
+
+Positions = tuple[Tensor | None, Tensor | None]
+"""Kept positions along a tensor's first and second dimension, int64; None keeps all."""
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """Which channels stay, for each tensor of a network's state.
+
+    Args:
+        kept: by the name of each tensor that loses channels.
+    """
+
+    kept: Mapping[str, Positions]
+
+    def narrow(self, name: str, tensor: Tensor) -> Tensor:
+        """Take channels out of one tensor of the network, or of one in the shape of it.
+
+        Args:
+            name: of the tensor in the network's state.
+            tensor: in its full shape.
+
+        Returns:
+            the kept part, a copy; the tensor itself if all of it is kept.
+        """
+        for dim, positions in enumerate(self.kept.get(name, ())):
+            if positions is not None:
+                tensor = tensor.index_select(dim, positions.to(tensor.device))
+        return tensor
+
+    def widen(self, name: str, tensor: Tensor, into: Tensor) -> Tensor:
+        """Put a narrow tensor back into its place in a full one.
+
+        Args:
+            name: of the tensor in the network's state.
+            tensor: in its narrow shape.
+            into: in its full shape, with what is to stand where channels were taken out.
+
+        Returns:
+            the full tensor, a copy.
+        """
+        if name not in self.kept:
+            return tensor.clone()
+        rows, columns = (p if p is None else p.to(tensor.device) for p in self.kept[name])
+        full = into.detach().clone()
+        if rows is None:
+            full[:, columns] = tensor
+        elif columns is None:
+            full[rows] = tensor
+        else:
+            full[rows[:, None], columns] = tensor
+        return full
+
+    def network(self, network: nn.Module) -> nn.Module:
+        """A narrow copy of a network.
+
+        Args:
+            network: in its full shape.
+
+        Returns:
+            a network of the same class, mode and device, with parameters of its own.
+        """
+        narrow = copy.deepcopy(network)
+        for name, tensor in [*narrow.named_parameters(), *narrow.named_buffers()]:
+            if name in self.kept:
+                owner, _, attribute = name.rpartition(".")
+                module = narrow.get_submodule(owner)
+                part = self.narrow(name, tensor.detach())
+                if isinstance(tensor, nn.Parameter):
+                    part = nn.Parameter(part, requires_grad=tensor.requires_grad)
+                setattr(module, attribute, part)
+                _set_sizes(module)
+        return narrow.to(memory_format=torch.channels_last)
+
+
+class NarrowCopy:
+    """A network and a narrow copy of it, brought up to date in either direction.
+
+    Not an `nn.Module`: whoever holds one does not own the other network's parameters twice.
+
+    Args:
+        wide: the network in its full shape.
+        narrowing: what stays of it.
+    """
+
+    def __init__(self, wide: nn.Module, narrowing: Narrowing) -> None:
+        self.wide = wide
+        self.narrowing = narrowing
+        self.narrow = narrowing.network(wide)
+
+    @torch.no_grad()
+    def update_narrow(self) -> nn.Module:
+        """Take over the present weights and modes of the wide network."""
+        for module, copied in zip(self.wide.modules(), self.narrow.modules(), strict=True):
+            copied.training = module.training
+        for name, wide, narrow in self._tensors():
+            narrow.copy_(self.narrowing.narrow(name, wide))
+        return self.narrow
+
+    @torch.no_grad()
+    def update_wide(self) -> nn.Module:
+        """Take over the present weights of the narrow network; nothing else changes."""
+        for name, wide, narrow in self._tensors():
+            wide.copy_(self.narrowing.widen(name, narrow, wide))
+        return self.wide
+
+    def narrow_optimizer_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Fit an optimizer's state of the wide network's parameters to the narrow one's."""
+
+        def narrow(name: str, wide: Tensor, value: Tensor) -> Tensor:
+            return self.narrowing.narrow(name, value)
+
+        return self._each_moment(state, narrow)
+
+    def widen_optimizer_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Fit an optimizer's state of the narrow network's parameters to the wide one's.
+
+        What was taken out gets zeros, as it has where it was masked all along.
+        """
+
+        def widen(name: str, wide: Tensor, value: Tensor) -> Tensor:
+            return self.narrowing.widen(name, value, torch.zeros_like(wide, device=value.device))
+
+        return self._each_moment(state, widen)
+
+    def _each_moment(
+        self, state: dict[str, Any], change: Callable[[str, Tensor, Tensor], Tensor]
+    ) -> dict[str, Any]:
+        """Change what an optimizer keeps in the shape of a parameter; parameters go by position."""
+        changed = {}
+        for position, (name, wide) in enumerate(self.wide.named_parameters()):
+            moments = state["state"].get(position, {})
+            changed[position] = {
+                key: change(name, wide, value)
+                if isinstance(value, Tensor) and value.dim() > 0
+                else value
+                for key, value in moments.items()
+            }
+        return {**state, "state": {p: moments for p, moments in changed.items() if moments}}
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, wide and narrow tensor of all that the networks hold."""
+        wide = [*self.wide.named_parameters(), *self.wide.named_buffers()]
+        narrow = [*self.narrow.parameters(), *self.narrow.buffers()]
+        for (name, tensor), other in zip(wide, narrow, strict=True):
+            yield name, tensor, other
+
+
+def find_narrowing(network: nn.Module, alive: Mapping[str, Tensor] | None = None) -> Narrowing:
+    """Find the channels that nothing reads: taking them out changes no output.
+
+    Args:
+        network: one that says where its channels lead (`ChannelMap`); others keep everything.
+        alive: bool, in each parameter's shape, by its name: where it may be other than 0, such as
+            masks; by default where it is.
+
+    Returns:
+        what stays: of each convolution one channel at least.
+    """
+    if not isinstance(network, ChannelMap):
+        return Narrowing({})
+    if alive is None:
+        alive = {name: parameter != 0 for name, parameter in network.named_parameters()}
+    channels = network.channels()
+    read: dict[str, Tensor] = {}
+    # From the last layer back: what only unread channels read is unread, too.
+    for name in reversed(list(channels)):
+        count = len(network.get_submodule(name).get_parameter("weight"))
+        marks = [_read_by(reader, count, alive, read) for reader in channels[name].readers]
+        read[name] = torch.stack(marks).any(0) if marks else torch.ones(count, dtype=torch.bool)
+        read[name][0] |= ~read[name].any()
+
+    kept: dict[str, Positions] = {}
+    for name, stays in read.items():
+        if stays.all():
+            continue
+        rows = stays.nonzero().squeeze(1)
+        for owner in (name, *channels[name].norms):
+            module = network.get_submodule(owner)
+            for part, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                if tensor.dim() > 0:
+                    full = f"{owner}.{part}"
+                    kept[full] = (rows, kept.get(full, (None, None))[1])
+        for reader in channels[name].readers:
+            full = f"{reader}.weight"
+            # A linear layer behind a flatten reads a channel's pixels side by side.
+            pixels = network.get_parameter(full).shape[1] // len(stays)
+            columns = stays.repeat_interleave(pixels).nonzero().squeeze(1)
+            kept[full] = (kept.get(full, (None, None))[0], columns)
+    return Narrowing(kept)
+
+
+def _read_by(
+    reader: str, channels: int, alive: Mapping[str, Tensor], read: Mapping[str, Tensor]
+) -> Tensor:
+    """Which channels a layer reads, as far as its own outputs are read; bool, (channels,)."""
+    weight = alive.get(f"{reader}.weight")
+    if weight is None:
+        return torch.ones(channels, dtype=torch.bool)
+    weight = weight.cpu()
+    if reader in read:
+        weight = weight[read[reader]]
+    return weight.transpose(0, 1).reshape(channels, -1).any(1)
+
+
+def _set_sizes(module: nn.Module) -> None:
+    """Tell a layer the sizes of its new tensors."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        module.out_channels = module.weight.shape[0]
+        module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = len(module.running_mean if module.weight is None else module.weight)

@@ -1,0 +1,141 @@
+"""Wide residual networks, the CIFAR-10 networks of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunerob.networks.channels import Channels
+
+
+class Normalize(nn.Module):
+    """Subtracts each colour's mean and divides by its standard deviation.
+
+    Args:
+        mean: of each colour, in pixel units of [0, 1].
+        std: standard deviation of each colour, in the same units.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        # Settings, not weights: they stand in the configuration, not in the checkpoint.
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise images, float, (B, C, H, W)."""
+        return (x - self.mean) / self.std
+
+
+class WideBlock(nn.Module):
+    """A pre-activation residual block: BatchNorm, ReLU, convolution, twice.
+
+    Args:
+        inputs: channels that come in.
+        filters: channels that go out, and those between the two convolutions.
+        stride: of the first convolution; with it, or with new channels, the shortcut is a 1x1
+            convolution of the block's activated input.
+    """
+
+    def __init__(self, inputs: int, filters: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, filters, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(filters)
+        self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or inputs != filters:
+            self.shortcut = nn.Conv2d(inputs, filters, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform features, float, (B, inputs, H, W)."""
+        activated = self.bn1(x).relu()
+        if self.shortcut is not None:
+            x = self.shortcut(activated)
+        change: Tensor = self.conv2(self.bn2(self.conv1(activated)).relu())
+        return x + change
+
+
+class WideResNet(nn.Module):
+    """A wide residual network (Zagoruyko and Komodakis, arXiv:1605.07146) for 32x32 images.
+
+    Three stages of 16, 32 and 64 filters times the widen factor. WRN-28-4, the paper's network for
+    CIFAR-10, has depth 28 and widen factor 4: 5,849,050 parameters.
+
+    Args:
+        depth: number of convolutional layers, shortcuts not counted: 6 n + 4.
+        widen_factor: width of the stages, in multiples of 16, 32 and 64 filters.
+        classes: number of classes.
+        mean: of each colour, in pixel units of [0, 1]; by default CIFAR-10's. Their number is that
+            of the images' channels.
+        std: standard deviation of each colour, in the same units.
+    """
+
+    def __init__(
+        self,
+        depth: int = 28,
+        widen_factor: int = 4,
+        classes: int = 10,
+        mean: Sequence[float] = (0.4914, 0.4822, 0.4465),
+        std: Sequence[float] = (0.2470, 0.2435, 0.2616),
+    ) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"WideResNet: depth {depth} is not 10, 16, 22, 28 or so: 6 n + 4")
+        if widen_factor < 1 or classes < 2:
+            raise ValueError(
+                f"WideResNet: needs a widen_factor, not {widen_factor}, and classes, not {classes}"
+            )
+        if len(mean) != len(std) or not mean or min(std) <= 0:
+            raise ValueError(
+                f"WideResNet: mean {tuple(mean)} and std {tuple(std)} do not belong together"
+            )
+        widths = [16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
+        self.normalize = Normalize(mean, std)
+        self.stem = nn.Conv2d(len(mean), 16, 3, padding=1, bias=False)
+        self.stage1 = self._stage(depth, 16, widths[0], stride=1)
+        self.stage2 = self._stage(depth, widths[0], widths[1], stride=2)
+        self.stage3 = self._stage(depth, widths[1], widths[2], stride=2)
+        self.bn = nn.BatchNorm2d(widths[2])
+        self.linear = nn.Linear(widths[2], classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.linear.bias)
+
+    @staticmethod
+    def _stage(depth: int, inputs: int, filters: int, *, stride: int) -> nn.Sequential:
+        first = WideBlock(inputs, filters, stride)
+        others = [WideBlock(filters, filters, 1) for _ in range((depth - 4) // 6 - 1)]
+        return nn.Sequential(first, *others)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            x: images, float, (B, C, H, W), pixels in [0, 1].
+
+        Returns:
+            logits, float, (B, classes).
+        """
+        x = self.stem(self.normalize(x))
+        x = self.stage3(self.stage2(self.stage1(x)))
+        logits: Tensor = self.linear(self.bn(x).relu().mean((2, 3)))
+        return logits
+
+    def channels(self) -> Mapping[str, Channels]:
+        """Where the output of each block's first convolution goes: what can be taken out exactly.
+
+        The stem, the second convolutions and the shortcuts write to the residual stream, which all
+        later blocks of a stage read.
+        """
+        return {
+            f"{name}.conv1": Channels(readers=(f"{name}.conv2",), norms=(f"{name}.bn2",))
+            for name, module in self.named_modules()
+            if isinstance(module, WideBlock)
+        }
