@@ -21,6 +21,7 @@ from prunerob.attacks import Attack, NoAttack
 from prunerob.attacks.attack import evaluating
 from prunerob.attacks.noise import image_keys
 from prunerob.attacks.pgd import logit_margin
+from prunerob.attacks.suite import perturb_by_each
 from prunerob.data.images import Batch
 from prunerob.errors import UserError
 from prunerob.networks.narrow import NarrowCopy, find_narrowing
@@ -49,6 +50,8 @@ class Classifier(LightningModule):
         network: from images (B, C, H, W), pixels in [0, 1], to logits (B, classes).
         optimizer: the optimizer's class and settings, without the parameters.
         attacks: the test suite: each attack under the name of its row in the table.
+        worst_case_attacks: attacks, by name, that count in the table's worst case alone: they go
+            for the images that no other has got wrong, and stop on one where they succeed.
         schedule: how the learning rate runs over the training epochs.
         fine_tuning: optimizer and schedule from the prune epoch on.
         adversarial_training: what a training step adds to the clean images.
@@ -69,12 +72,13 @@ class Classifier(LightningModule):
         adversarial_training: AdversarialTraining = AdversarialTraining(),
         validation_attack: Attack = NoAttack(),
         validation_attack_images: int = 500,
+        worst_case_attacks: dict[str, Attack] = {},  # noqa: B006  (never changed)
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name in ("clean", WORST_CASE):
+        for name in ("clean", WORST_CASE, *worst_case_attacks):
             if name in attacks:
-                raise UserError(f"model.attacks: {name!r} is the name of a row of its own")
+                raise UserError(f"model.attacks: {name!r} is the name of something else already")
         # A layout, not a change: convolutions of all devices are faster in it.
         self.network = network.to(memory_format=torch.channels_last)
         self.optimizer = optimizer
@@ -84,6 +88,7 @@ class Classifier(LightningModule):
         self.validation_attack = validation_attack
         self.validation_attack_images = validation_attack_images
         self.attacks = attacks
+        self.worst_case_attacks = worst_case_attacks
         self.seed = seed
         self.prune_epoch: int | None = None
         """Epoch in which fine-tuning begins; set by the Pruning callback, None without pruning."""
@@ -286,17 +291,20 @@ class Classifier(LightningModule):
         """Begin a new record."""
         self._find_silent_channels()
         self._recorder = RobustnessRecorder()
+        self._survivors: list[Batch] = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Attack a batch with every attack of the suite; each is counted on its final iterate."""
         x, y, index = batch
         key = image_keys(index, seed=self.seed, purpose="test")
         network = self.attacked()
+        suite = self.suite()
+        examples = perturb_by_each(suite, network, x, y, key=key)
         predictions: dict[str, Tensor] = {}
-        for name, attack in self.suite().items():
+        for name in suite:
             self.on_attack(name)
             start = perf_counter()
-            x_adv = attack(network, x, y, key=key)
+            x_adv = next(examples)
             logits = network(x_adv)
             predictions[name] = logits.argmax(1)
             self._recorder.add(
@@ -317,6 +325,27 @@ class Classifier(LightningModule):
                     before=predictions["clean"][:10],
                     after=predictions[name][:10],
                 )
+
+        if self.worst_case_attacks:
+            right = torch.stack([prediction == y for prediction in predictions.values()]).all(0)
+            self._survivors.append(Batch(*(column[right] for column in batch)))
+            last = batch_idx + 1 == sum(self.trainer.num_test_batches)
+            # Together, so that their batches are full; not all, so that memory is.
+            if last or sum(len(part.y) for part in self._survivors) >= 16 * len(y):
+                self._attack_survivors(len(y))
+
+    def _attack_survivors(self, batch_size: int) -> None:
+        """Attack what no attack of the table got wrong, for the worst case alone."""
+        survivors = Batch(*map(torch.cat, zip(*self._survivors, strict=True)))
+        self._survivors = []
+        for name, attack in self.worst_case_attacks.items():
+            self.on_attack(name)
+            start = perf_counter()
+            x, y, index = survivors
+            key = image_keys(index, seed=self.seed, purpose="worst case")
+            fooled = attack.fools(self.attacked(), x, y, key=key, batch_size=batch_size)
+            self._recorder.add_search(name, index=index, fooled=fooled, start=start)
+            survivors = Batch(*(column[~fooled] for column in survivors))
 
     def on_test_epoch_end(self) -> None:
         """Sum the record up into the table."""

@@ -91,6 +91,12 @@ def show(robustness: Robustness, weights: Weights) -> None:
         cells = [f"{row.accuracy:.2%}", f"{low:.2%} to {high:.2%}", f"{row.images:,}"]
         before = [f"{dense[row.attack]:.2%}" if row.attack in dense else "-"] if dense else []
         table.add_row(row.attack, *before, *cells, f"{row.seconds:.1f}")
+    if robustness.searches:
+        table.caption = "In the worst case alone: " + "; ".join(
+            f"{search.attack} got {len(search.fooled):,} of {search.images:,} more wrong "
+            f"({search.seconds:.1f} s)"
+            for search in robustness.searches
+        )
     Console().print(table)
 
 

@@ -22,7 +22,7 @@ class Row:
 
     Args:
         attack: the attack's name; "clean", or "worst case" for an image being classified right
-            clean and under every attack.
+            clean and under every attack, those of `Search` included.
         correct: images classified right.
         images: images attacked.
         seconds: time spent attacking and classifying them.
@@ -45,11 +45,29 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """What an attack added to the worst case alone, on images that no other got wrong.
+
+    Args:
+        attack: the attack's name.
+        images: images attacked.
+        fooled: positions of those it got wrong, int64, (n,).
+        seconds: time spent on them.
+    """
+
+    attack: str
+    images: int
+    fooled: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Robustness:
     """The table of a test, and what it was made from.
 
     Args:
         rows: one per attack, then the worst case.
+        searches: of the attacks that count in the worst case alone, in their order.
         index: position of each image in its data set, int64, (N,).
         label: true labels, int64, (N,).
         predictions: by attack, int64, (N,).
@@ -57,6 +75,7 @@ class Robustness:
     """
 
     rows: Sequence[Row]
+    searches: Sequence[Search]
     index: Tensor
     label: Tensor
     predictions: Mapping[str, Tensor]
@@ -75,7 +94,18 @@ class Robustness:
             }
             for row in self.rows
         ]
-        return json.dumps({**about, "interval": "95 %, Wilson", "rows": rows}, indent=2) + "\n"
+        found = {**about, "interval": "95 %, Wilson", "rows": rows}
+        if self.searches:
+            found["worst case attacks"] = [
+                {
+                    "attack": search.attack,
+                    "fooled": len(search.fooled),
+                    "images": search.images,
+                    "seconds": round(search.seconds, 3),
+                }
+                for search in self.searches
+            ]
+        return json.dumps(found, indent=2) + "\n"
 
     def to_csv(self) -> str:
         """The rows, one line each; accuracies in [0, 1]."""
@@ -105,15 +135,23 @@ class Robustness:
         return "\n".join(lines) + "\n"
 
     def images_to_csv(self) -> str:
-        """One line per image: index, label, and the prediction and margin under each attack."""
+        """One line per image: index, label, and the prediction and margin under each attack.
+
+        Where attacks counted in the worst case alone, a last column names the one that succeeded.
+        """
         file = StringIO()
         table = csv.writer(file, lineterminator="\n")
         columns = [[f"{name} prediction", f"{name} margin"] for name in self.predictions]
-        table.writerow(["index", "label", *(c for pair in columns for c in pair)])
+        headings = ["index", "label", *(c for pair in columns for c in pair)]
         values: list[Sequence[object]] = [self.index.tolist(), self.label.tolist()]
         for name, prediction in self.predictions.items():
             values.append(prediction.tolist())
             values.append([f"{value:.6g}" for value in self.margins[name].tolist()])
+        if self.searches:
+            headings.append("fooled in the worst case by")
+            by = {i: search.attack for search in self.searches for i in search.fooled.tolist()}
+            values.append([by.get(i, "") for i in self.index.tolist()])
+        table.writerow(headings)
         table.writerows(zip(*values, strict=True))
         return file.getvalue()
 
@@ -124,6 +162,7 @@ class RobustnessRecorder:
 
     _seconds: dict[str, float] = field(default_factory=dict)
     _parts: dict[str, list[tuple[Tensor, ...]]] = field(default_factory=dict)
+    _searches: dict[str, list[Search]] = field(default_factory=dict)
 
     def add(
         self,
@@ -150,6 +189,21 @@ class RobustnessRecorder:
         self._parts.setdefault(attack, []).append(part)
         self._seconds[attack] = self._seconds.get(attack, 0.0) + perf_counter() - start
 
+    def add_search(self, attack: str, *, index: Tensor, fooled: Tensor, start: float) -> None:
+        """Note one attack that counts in the worst case alone, on some images.
+
+        Args:
+            attack: its name.
+            index: position of each attacked image in its data set, int64, (n,).
+            fooled: whether the network got it wrong, bool, (n,).
+            start: as in `add`.
+        """
+        found = index[fooled].cpu()
+        search = Search(
+            attack=attack, images=len(index), fooled=found, seconds=perf_counter() - start
+        )
+        self._searches.setdefault(attack, []).append(search)
+
     def robustness(self) -> Robustness:
         """Sum up.
 
@@ -168,13 +222,25 @@ class RobustnessRecorder:
             Row(attack=name, correct=int(c.sum()), images=len(c), seconds=self._seconds[name])
             for name, c in correct.items()
         ]
+        searches = [
+            Search(
+                attack=name,
+                images=sum(part.images for part in parts),
+                fooled=torch.cat([part.fooled for part in parts]),
+                seconds=sum(part.seconds for part in parts),
+            )
+            for name, parts in self._searches.items()
+        ]
         right = torch.stack(list(correct.values())).all(0)
-        seconds = sum(self._seconds.values())
+        for search in searches:
+            right &= ~torch.isin(index, search.fooled)
+        seconds = sum(self._seconds.values()) + sum(search.seconds for search in searches)
         rows.append(
             Row(attack=WORST_CASE, correct=int(right.sum()), images=len(right), seconds=seconds)
         )
         return Robustness(
             rows=rows,
+            searches=searches,
             index=index,
             label=label,
             predictions={name: column[2] for name, column in columns.items()},

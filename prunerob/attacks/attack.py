@@ -42,15 +42,43 @@ class Attack(ABC):
         """
         if key is None:
             key = torch.arange(len(x), device=x.device)
-        with (
-            evaluating(network),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            _own_precision(x.device),
-        ):
+        with _attacking(network, x.device):
             radius = None if eps is None else _outside_inference(eps)
             x, y, key = map(_outside_inference, (x, y, key))
             return self.perturb(network, x, y, radius, key).detach()
+
+    def fools(
+        self, network: nn.Module, x: Tensor, y: Tensor, *, key: Tensor, batch_size: int
+    ) -> Tensor:
+        """Find the images that the network gets wrong: all that the worst case asks for.
+
+        An attack may stop on an image as soon as the network is wrong.
+
+        Args:
+            network: from pixels in [0, 1] to logits; left exactly as it was found.
+            x: any number of images, float32, (N, C, H, W), pixels in [0, 1].
+            y: true labels, int64, (N,).
+            key: int64, (N,), what each image's noise is a function of.
+            batch_size: images to attack at a time.
+
+        Returns:
+            bool, (N,): where the network, in float32, is wrong about an adversarial example.
+        """
+        if not len(y):
+            return torch.zeros_like(y, dtype=torch.bool)
+        with _attacking(network, x.device):
+            x, y, key = map(_outside_inference, (x, y, key))
+            return self.search(network, x, y, key, batch_size)
+
+    def search(
+        self, network: nn.Module, x: Tensor, y: Tensor, key: Tensor, batch_size: int
+    ) -> Tensor:
+        """What `fools` does, with the network in evaluation mode and autograd on."""
+        found = []
+        for part in torch.split(torch.arange(len(y), device=y.device), batch_size):
+            x_adv = self.perturb(network, x[part], y[part], None, key[part])
+            found.append(misclassified(network, x_adv, y[part]))
+        return torch.cat(found)
 
     @abstractmethod
     def perturb(
@@ -71,6 +99,18 @@ class NoAttack(Attack):
     ) -> Tensor:
         """Return the images."""
         return x
+
+
+@contextmanager
+def _attacking(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """What an attack needs around it, whatever the caller is in the middle of."""
+    with (
+        evaluating(network),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _own_precision(device),
+    ):
+        yield
 
 
 @contextmanager
@@ -116,7 +156,9 @@ def _outside_inference(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def input_gradient(network: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+def input_gradient(
+    network: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Gradient of each image's cross-entropy with respect to its pixels.
 
     The loss is summed, not averaged: an image's gradient then does not depend on the batch it is
@@ -129,13 +171,13 @@ def input_gradient(network: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype)
         dtype: float32, or bfloat16 to run the network in mixed precision.
 
     Returns:
-        gradient, float32, (B, C, H, W).
+        gradient, float32, (B, C, H, W), and the logits it was taken at, float32, (B, classes).
     """
     x = x.detach().requires_grad_()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        logits = network(x)
-    loss = F.cross_entropy(logits.float(), y, reduction="sum")
-    return torch.autograd.grad(loss, x)[0]
+        logits = network(x).float()
+    loss = F.cross_entropy(logits, y, reduction="sum")
+    return torch.autograd.grad(loss, x)[0], logits.detach()
 
 
 SMALLEST_BFLOAT16_STEP = 2 / 255
@@ -148,6 +190,13 @@ def has_bfloat16(device: str) -> bool:
     if device == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@torch.no_grad()
+def misclassified(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Which images a network gets wrong in float32, bool, (B,)."""
+    logits: Tensor = network(x)
+    return logits.argmax(1) != y
 
 
 def per_image(value: float | Tensor, x: Tensor) -> float | Tensor:

@@ -39,4 +39,4 @@ class FGSM(Attack):
             with torch.no_grad():
                 y = network(x).argmax(1)
         # In float32: no later step would correct a sign that bfloat16 got wrong.
-        return climb(network, x, y, x, radius, radius, 1, torch.float32)
+        return climb(network, x, y, x, radius, radius, 1, torch.float32)[0]

@@ -13,11 +13,15 @@ from prunerob.attacks.attack import (
     Attack,
     has_bfloat16,
     input_gradient,
+    misclassified,
     per_image,
 )
 from prunerob.attacks.noise import mix, uniform
 from prunerob.networks.rewrite import rewrite
 from prunerob.pixels import Pixels
+
+STEPS_BETWEEN_CHECKS = 10
+"""Of a search, for who is lost already: often enough to save work, too seldom to cost any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +36,9 @@ class PGD(Attack):
         step_size: change of each pixel per step, in the same units.
         steps: number of gradient steps, 1 or more.
         random_start: start at a point drawn uniformly from the ball; otherwise at the image.
-        restarts: number of tries from different random starts, 1 or more; the try whose last
-            iterate has the smallest margin (true logit minus the largest other) is returned.
+        restarts: number of tries from different random starts, 1 or more; of an image's tries,
+            the one whose last iterate has the smallest margin (true logit minus the largest other)
+            is returned. Images that the network already gets wrong are not tried again.
         precision: of the gradient's computation; the iterate is always float32. "auto" takes
             bfloat16 on hardware that has it where every image's step is step_size and that is
             2/255 or more; "bfloat16" insists, and is refused for smaller steps.
@@ -67,17 +72,53 @@ class PGD(Attack):
             radius, step_size = eps, eps * (self.step_size / self.eps if self.eps else 0.0)
         dtype = self._gradient_dtype(x.device, scaled=eps is not None)
 
-        best = self._try(network, x, y, radius, step_size, mix(key, 0), dtype)
+        def attempt(restart: int, images: Tensor | slice) -> Tensor:
+            r, s = (v[images] if isinstance(v, Tensor) else v for v in (radius, step_size))
+            start = self._start(x[images], r, key[images], restart)
+            return climb(network, x[images], y[images], start, r, s, self.steps, dtype)[0]
+
+        best = attempt(0, slice(None))
         if self.restarts == 1:
             return best
         best_margin = margin(network, best, y)
         for restart in range(1, self.restarts):
-            new = self._try(network, x, y, radius, step_size, mix(key, restart), dtype)
-            new_margin = margin(network, new, y)
-            better = new_margin < best_margin
-            best = torch.where(better.view(-1, *[1] * (x.dim() - 1)), new, best)
-            best_margin = torch.minimum(new_margin, best_margin)
+            right = (best_margin >= 0).nonzero().squeeze(1)
+            new = attempt(restart, right)
+            new_margin = margin(network, new, y[right])
+            better = new_margin < best_margin[right]
+            best[right[better]] = new[better]
+            best_margin[right[better]] = new_margin[better]
         return best
+
+    def search(
+        self, network: nn.Module, x: Tensor, y: Tensor, key: Tensor, batch_size: int
+    ) -> Tensor:
+        """Look for adversarial examples, stopping where one is found; see `Attack.fools`.
+
+        Every few steps the images that are lost leave, and the others close ranks: batches stay
+        full. Who seems lost is known without extra work, from the logits of the last gradient;
+        whether they are is then asked in float32.
+        """
+        dtype = self._gradient_dtype(x.device, scaled=False)
+        fast = rewrite(network)
+        wrong = torch.zeros_like(y, dtype=torch.bool)
+        for restart in range(self.restarts):
+            right = (~wrong).nonzero().squeeze(1)
+            x_adv = self._start(x, self.eps, key, restart)
+            for done in range(0, self.steps, STEPS_BETWEEN_CHECKS):
+                steps = min(STEPS_BETWEEN_CHECKS, self.steps - done)
+                last = done + steps == self.steps
+                for part in torch.split(right, batch_size):
+                    x_adv[part], logits = climb(
+                        fast, x[part], y[part], x_adv[part], self.eps, self.step_size, steps, dtype
+                    )
+                    lost = part if last else part[logits.argmax(1) != y[part]]
+                    if len(lost):
+                        wrong[lost] = misclassified(network, x_adv[lost], y[lost])
+                right = right[~wrong[right]]
+                if not len(right):
+                    return wrong
+        return wrong
 
     def _gradient_dtype(self, device: torch.device, *, scaled: bool) -> torch.dtype:
         """The precision of gradients; images with an eps of their own may take smaller steps."""
@@ -88,22 +129,12 @@ class PGD(Attack):
             return torch.bfloat16
         return torch.float32
 
-    def _try(
-        self,
-        network: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        eps: float | Tensor,
-        step_size: float | Tensor,
-        key: Tensor,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        """One run from one start."""
-        start = x
-        if self.random_start:
-            noise = 2 * uniform(key, x.shape[1:]) - 1
-            start = x + per_image(eps, x) * noise
-        return climb(network, x, y, start, eps, step_size, self.steps, dtype)
+    def _start(self, x: Tensor, eps: float | Tensor, key: Tensor, restart: int) -> Tensor:
+        """Where one try starts, (B, C, H, W); outside of [0, 1] perhaps."""
+        if not self.random_start:
+            return x.clone()
+        noise = 2 * uniform(mix(key, restart), x.shape[1:]) - 1
+        return x + per_image(eps, x) * noise
 
 
 def climb(
@@ -115,7 +146,7 @@ def climb(
     step_size: float | Tensor,
     steps: int,
     dtype: torch.dtype,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Signed gradient steps, projected after each: the loop of every gradient-sign attack.
 
     Args:
@@ -129,7 +160,7 @@ def climb(
         dtype: precision of the gradient.
 
     Returns:
-        the last iterate, float32, (B, C, H, W).
+        the last iterate, float32, (B, C, H, W), and the logits at the one before it.
     """
     eps, step_size = per_image(eps, x), per_image(step_size, x)
     # The ball and [0, 1] are both boxes, so one clamp to their intersection projects onto both.
@@ -138,9 +169,9 @@ def climb(
     fast = rewrite(network)
     x_adv, low, high = map(fast.pack, (start.clamp(low, high), low, high))
     for _ in range(steps):
-        gradient = input_gradient(fast, x_adv, y, dtype)
+        gradient, logits = input_gradient(fast, x_adv, y, dtype)
         x_adv = (x_adv + step_size * gradient.sign()).clamp(low, high)
-    return fast.unpack(x_adv)
+    return fast.unpack(x_adv), logits
 
 
 @torch.no_grad()

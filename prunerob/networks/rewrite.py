@@ -73,7 +73,12 @@ def rewrite(network: nn.Module) -> Rewrite:
 
     A network's own rewrite is taken if it speaks for the `forward` in use: not where a subclass
     has another `forward`, nor where hooks listen to the modules that a rewrite passes by.
+
+    Args:
+        network: any network, or a rewrite, which is taken as it is.
     """
+    if isinstance(network, Rewrite):
+        return network
     if not isinstance(network, Rewritable):
         return AsItIs(network)
     bases = type(network).__mro__
