@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prunerob.attacks import FGSM, PGD, Attack, NoAttack
 from prunerob.attacks.noise import half_normal, image_keys, mix, uniform
 from prunerob.attacks.pgd import margin
+from prunerob.attacks.suite import perturb_by_each
 from prunerob.networks import MnistCNN
 from prunerob.pixels import Pixels
 from tests.conftest import SmallCNN
@@ -187,6 +188,101 @@ def test_bfloat16_attacks_as_well_as_float32(
             )
         ]
         assert abs(right[0] - right[1]) <= 0.02, eps
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.1, 0.2])
+def test_a_search_finds_what_the_final_iterate_shows_and_little_more(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor], eps: float
+) -> None:
+    """Stopping early may keep an example that later steps would have lost, never the reverse."""
+    x, y = digits
+    key = torch.arange(len(x))
+    attack = PGD(eps=Pixels(eps), restarts=2)
+    found = attack.fools(trained, x, y, key=key, batch_size=64)
+    final = margin(trained.eval(), attack(trained, x, y, key=key), y) < 0
+    assert found[final].all()
+    assert found.sum() <= final.sum() + 3
+    assert found.sum() > 0
+    each = PGD(eps=Pixels(eps), steps=3).fools(trained, x, y, key=key, batch_size=1000)
+    assert torch.equal(
+        each, PGD(eps=Pixels(eps), steps=3).fools(trained, x, y, key=key, batch_size=7)
+    )
+
+
+class Watched(nn.Module):
+    """Counts the images that are asked about."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.images = 0
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.images += len(x)
+        self.sizes.append(len(x))
+        logits: Tensor = self.network(x)
+        return logits
+
+
+def test_a_search_leaves_images_alone_that_are_lost_and_keeps_batches_full(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits
+    network = Watched(trained)
+    found = PGD(eps=Pixels(0.3)).fools(network, x, y, key=torch.arange(300), batch_size=50)
+    assert found.all(), "an undefended network"
+    assert network.images < 300 * 20, "half of 40 steps"
+    assert network.sizes.count(50) >= 60
+
+    robust = Watched(trained)
+    found = PGD(eps=Pixels(0.001)).fools(robust, x, y, key=torch.arange(300), batch_size=50)
+    assert found.sum() < 30
+    assert robust.images <= 300 * 41 + 30, "one step more than without the checks, and what is lost"
+
+
+def test_other_attacks_are_searched_by_their_final_example(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits
+    attack = FGSM(eps=Pixels(0.1))
+    found = attack.fools(trained, x, y, key=torch.arange(300), batch_size=70)
+    assert torch.equal(found, margin(trained.eval(), attack(trained, x, y), y) < 0)
+    assert attack.fools(trained, x[:0], y[:0], key=y[:0], batch_size=70).shape == (0,)
+
+
+def test_restarts_try_again_only_what_is_still_right(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits
+    key = torch.arange(len(x))
+    once, thrice = (PGD(eps=Pixels(0.1), restarts=n, precision="float32") for n in (1, 3))
+    first, best = once(trained, x, y, key=key), thrice(trained, x, y, key=key)
+    lost = margin(trained.eval(), first, y) < 0
+    assert lost.any()
+    assert not lost.all()
+    assert torch.equal(first[lost], best[lost])
+    assert (margin(trained, best, y) <= margin(trained, first, y)).all()
+
+
+def test_one_gradient_serves_fgsm_at_every_radius(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits
+    trained.eval()
+    suite: dict[str, Attack] = {
+        "small": FGSM(eps=Pixels(0.1)),
+        "predicted": FGSM(eps=Pixels(0.25), label="predicted"),
+        "large": FGSM(eps=Pixels(0.3)),
+        "PGD": PGD(steps=2),
+        "8/255": FGSM(eps=Pixels("8/255")),
+        "none": FGSM(eps=Pixels(0)),
+    }
+    network = Watched(trained)
+    together = list(perturb_by_each(suite, network, x, y, key=torch.arange(len(x))))
+    assert network.sizes == [300] * 5, "a gradient by label, the prediction, two steps of PGD"
+    for attack, x_adv in zip(suite.values(), together, strict=True):
+        assert torch.equal(x_adv, attack(network, x, y)), attack
 
 
 def test_own_eps_scales_ball_and_step(trained: MnistCNN, digits: tuple[Tensor, Tensor]) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from time import perf_counter, sleep
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from torchvision.io import write_png
 
 from prunerob.cli import main
+from prunerob.networks import MnistCNN
 from prunerob.robustness import wilson_interval
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
@@ -236,6 +237,110 @@ def test_filters_stay_silent_through_fine_tuning() -> None:
     assert json.loads((run / "pruning.json").read_text())["shares"]["parameters"] >= 0.5
 
 
+FILTERS = ["--pruning.criterion", "prunerob.pruning.filter_l1", "--pruning.amount", "0.6"]
+NARROW = ["--pruning.narrow", "true"]
+
+
+def fine_tune(base: Path, *args: str, checkpoint: str = "before_pruning") -> Path:
+    """Branch from a checkpoint of a run, on clean images; return the new run's folder."""
+    file = str(base / "checkpoints" / f"{checkpoint}.ckpt")
+    clean = ["--model.adversarial_training.weight", "0"]
+    main(["fit", "--config", TINY, "--ckpt_path", file, *FILTERS, *clean, *args])
+    return newest_run()
+
+
+def newest_run() -> Path:
+    folders = Path("lightning_logs/tiny").glob("version_*")
+    return max(folders, key=lambda folder: int(folder.name.removeprefix("version_")))
+
+
+def assert_close(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_fine_tuning_the_narrow_network_is_fine_tuning_the_masked_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked, narrow = fine_tune(run), fine_tune(run, *NARROW)
+    assert_close(weights(narrow), weights(masked))
+    assert_equal(masks(narrow), masks(masked))
+    for key in ("shares", "layers", "amount"):
+        told = [json.loads((r / "pruning.json").read_text())[key] for r in (masked, narrow)]
+        assert told[0] == told[1]
+    assert_equal(
+        {f"network.{n}": v for n, v in load_file(narrow / "weights.safetensors").items()},
+        weights(narrow),
+    )
+    states = [
+        torch.load(r / "checkpoints" / "last.ckpt", weights_only=True) for r in (masked, narrow)
+    ]
+    moments = [state["optimizer_states"][0]["state"] for state in states]
+    for position, kept in moments[0].items():
+        torch.testing.assert_close(
+            moments[1][position]["momentum_buffer"], kept["momentum_buffer"], atol=1e-5, rtol=1e-3
+        )
+
+    # Interrupted in its last epoch, either goes on as the other, and as itself to the bit.
+    original = __import__("prunerob.commands", fromlist=["Progress"]).Progress
+    for first, args, other in ((masked, [], NARROW), (narrow, NARROW, [])):
+        monkeypatch.setattr("prunerob.commands.Progress", partial(Interrupt, 3))
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            fine_tune(run, *args)
+        monkeypatch.setattr("prunerob.commands.Progress", original)
+        interrupted = newest_run()
+        assert not (interrupted / "summary.json").exists()
+        assert_close(weights(fine_tune(interrupted, *other, checkpoint="last")), weights(masked))
+        main(["fit", "--ckpt_path", str(interrupted)])
+        assert_equal(weights(interrupted), weights(first))
+
+
+def test_narrow_fine_tuning_against_an_attack_learns_and_is_tested(run: Path) -> None:
+    rounded = ["--pruning.keep_multiple_of", "3"]
+    base = str(run / "checkpoints" / "before_pruning.ckpt")
+    main(["fit", "--config", TINY, "--ckpt_path", base, *FILTERS, *NARROW, *rounded])
+    new = run.parent / "version_1"
+    layers = json.loads((new / "pruning.json").read_text())["layers"][:3]
+    assert all(layer["channels_after"] in (3, 6, 8) for layer in layers)
+    held = masks(new)
+    assert all((weights(new)[f"network.{n}"][~mask] == 0).all() for n, mask in held.items())
+    changed = [
+        (weights(new)[f"network.{n}"] != weights(run, "before_pruning")[f"network.{n}"])[mask]
+        for n, mask in held.items()
+    ]
+    assert torch.cat(changed).float().mean() > 0.9
+    main(["test", "--ckpt_path", str(new)])
+    assert (new / "robustness.json").is_file()
+
+
+def test_narrow_and_rounding_up_are_for_filters(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, value in (("narrow", "true"), ("keep_multiple_of", "8")):
+        told = refused(capsys, "fit", "--config", TINY, f"--pruning.{option}", value)
+        assert f"pruning.{option}: is about filters" in told
+    assert "below 1" in refused(
+        capsys, "fit", "--config", TINY, *FILTERS, "--pruning.keep_multiple_of", "0"
+    )
+
+
+class Counting(MnistCNN):
+    """A network whose forward depends on its number of channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv3(self.conv2(self.conv1(x).relu()).relu()).relu()
+        return cast(Tensor, self.linear(x.view(-1, 64)))
+
+
+def test_a_network_that_cannot_lose_channels_is_refused_before_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    network = ["--model.network", "tests.test_cli.Counting"]
+    filters = ["--model.network.init_args.filters", "[8, 8, 64]"]
+    told = refused(capsys, "fit", "--config", TINY, *network, *filters, *FILTERS)
+    assert "Counting does not run without the channels of pruned filters" in told
+    assert not Path("lightning_logs/tiny/version_0/checkpoints").exists()
+
+
 def test_training_without_validation_images() -> None:
     main(["fit", "--config", TINY, "--data.validation_size", "0"])
     run = Path("lightning_logs/tiny/version_0")
@@ -274,6 +379,30 @@ def test_bare_test_takes_the_newest_finished_run(
     assert (run / "robustness.md").read_text().count("\n| ") == 4
     assert len((run / "robustness.csv").read_text().splitlines()) == 5
     assert (run / "robustness_before_pruning.json").is_file()
+
+
+def test_attacks_in_the_worst_case_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["test"])
+    plain = json.loads((run / "robustness.json").read_text())["rows"]
+    capsys.readouterr()
+    attack = (
+        "{class_path: prunerob.attacks.PGD, init_args: {eps: 0.05, step_size: 0.01, steps: 20}}"
+    )
+    main(["test", "--ckpt_path", str(run), "--model.worst_case_attacks", f"{{more: {attack}}}"])
+    result = json.loads((run / "robustness.json").read_text())
+    assert [row["correct"] for row in result["rows"][:-1]] == [row["correct"] for row in plain[:-1]]
+    (more,) = result["worst case attacks"]
+    assert more["attack"] == "more"
+    assert more["images"] == plain[-1]["correct"]
+    assert result["rows"][-1]["correct"] == plain[-1]["correct"] - more["fooled"]
+    assert "In the worst case alone: more got" in " ".join(capsys.readouterr().out.split())
+    with (run / "robustness_images.csv").open() as file:
+        fooled = [
+            row for row in csv.DictReader(file) if row["fooled in the worst case by"] == "more"
+        ]
+    assert len(fooled) == more["fooled"]
+    told = refused(capsys, "test", "--model.worst_case_attacks", f"{{PGD: {attack}}}")
+    assert "'PGD' is the name of something else already" in told
 
 
 def test_the_same_weights_give_the_same_table_however_they_are_named(run: Path) -> None:
@@ -524,7 +653,7 @@ def test_rows_of_the_table_keep_their_names(capsys: pytest.CaptureFixture[str]) 
         "--model.attacks",
         "{clean: {class_path: prunerob.attacks.FGSM}}",
     )
-    assert "model.attacks: 'clean' is the name of a row of its own" in told
+    assert "model.attacks: 'clean' is the name of something else already" in told
 
 
 def test_an_amount_that_empties_a_layer_keeps_the_trained_network(

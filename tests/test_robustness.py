@@ -51,6 +51,25 @@ def test_worst_case_is_right_under_everything() -> None:
     assert found.images_to_csv().splitlines()[2] == "1,1,1,0.5,0,-0.5,1,0.5"
 
 
+def test_searches_count_in_the_worst_case_alone() -> None:
+    recorder = record({"clean": [1, 1, 1, 0], "a": [1, 1, 0, 1]})
+    for index, fooled in ((torch.tensor([0]), [True]), (torch.tensor([1]), [False])):
+        recorder.add_search("b", index=index, fooled=torch.tensor(fooled), start=perf_counter())
+    found = recorder.robustness()
+    assert {row.attack: row.correct for row in found.rows} == {
+        "clean": 3,
+        "a": 3,
+        "worst case": 1,
+    }
+    (search,) = found.searches
+    assert (search.attack, search.images, search.fooled.tolist()) == ("b", 2, [0])
+    assert json.loads(found.to_json({}))["worst case attacks"][0]["fooled"] == 1
+    lines = found.images_to_csv().splitlines()
+    assert lines[0].endswith(",fooled in the worst case by")
+    assert lines[1].endswith(",b")
+    assert lines[2].endswith(",")
+
+
 def test_an_image_is_counted_once() -> None:
     recorder = record({"clean": [1, 1]})
     recorder.add(

@@ -1,0 +1,168 @@
+"""Narrow networks: channels taken out, the same outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from prunerob.attacks import PGD
+from prunerob.attacks.pgd import margin
+from prunerob.networks import MnistCNN, WideResNet
+from prunerob.networks.narrow import NarrowCopy, find_narrowing
+from prunerob.pruning import filter_l1, random_filters, weight_magnitude
+from prunerob.pruning.masks import apply_masks, make_masks
+from tests.conftest import SmallCNN
+
+
+def random_network(kind: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
+    """A network whose BatchNorm has seen something, and images for it."""
+    torch.manual_seed(seed)
+    network: nn.Module
+    if kind == "MnistCNN":
+        network, x = MnistCNN((5, 7, 6)), torch.rand(3, 1, 28, 28)
+    elif kind == "SmallCNN":
+        network, x = SmallCNN(2, 9), torch.rand(3, 2, 9, 9)
+    else:
+        network, x = WideResNet(16, 1), torch.rand(3, 3, 32, 32)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network.eval(), x
+
+
+kinds = st.sampled_from(["MnistCNN", "SmallCNN", "WideResNet"])
+
+
+@settings(deadline=None, max_examples=40)
+@given(kinds, st.floats(0, 0.75), st.sampled_from([filter_l1, random_filters]), st.integers(0, 999))
+def test_without_its_silent_channels_a_network_answers_the_same(
+    kind: str, amount: float, criterion: Callable[..., dict[str, torch.Tensor]], seed: int
+) -> None:
+    network, x = random_network(kind, seed)
+    masks = make_masks(network, criterion(network, seed), amount, reading="filters")
+    apply_masks(network, masks)
+    narrowing = find_narrowing(network)
+    by_masks = find_narrowing(network, masks)
+    assert narrowing.kept.keys() == by_masks.kept.keys()
+    narrow = narrowing.network(network)
+    torch.testing.assert_close(narrow(x), network(x), atol=1e-5, rtol=1e-4)
+
+    pruned = sum(int((~mask).sum()) for mask in masks.values())
+    parameters = sum(p.numel() for p in network.parameters())
+    assert sum(p.numel() for p in narrow.parameters()) == parameters - pruned
+    # In training, too, where BatchNorm has the statistics of the batch; dropout draws alike.
+    for either in (network, narrow):
+        either.train()
+        for module in either.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
+    torch.testing.assert_close(narrow(x), network(x), atol=1e-4, rtol=1e-4)
+
+
+def test_weights_that_leave_a_channel_unread_let_it_go() -> None:
+    network, x = random_network("MnistCNN", 0)
+    assert isinstance(network, MnistCNN)
+    with torch.no_grad():
+        network.conv3.weight[:, 2] = 0  # what conv2's channel 2 says is heard by no one
+        network.conv2.weight[[0, 1, 3, 4, 5, 6], 4] = 0  # and 4 of conv1 by that channel alone
+    narrow = find_narrowing(network).network(network)
+    assert isinstance(narrow, MnistCNN)
+    assert (narrow.conv1.out_channels, narrow.conv2.out_channels) == (4, 6)
+    torch.testing.assert_close(narrow(x), network(x))
+
+
+def test_a_network_that_reads_everything_or_says_nothing_stays_as_it_is() -> None:
+    network, _ = random_network("MnistCNN", 0)
+    assert find_narrowing(network).kept == {}
+    assert find_narrowing(nn.Sequential(nn.Linear(2, 2))).kept == {}
+
+
+@settings(deadline=None, max_examples=20)
+@given(kinds, st.integers(0, 999))
+def test_weights_and_optimizer_go_to_the_narrow_network_and_back(kind: str, seed: int) -> None:
+    network, x = random_network(kind, seed)
+    masks = make_masks(network, filter_l1(network, 0), 0.5, reading="filters")
+    apply_masks(network, masks)
+    both = NarrowCopy(network, find_narrowing(network, masks))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    both.update_narrow()
+    both.update_wide()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+    # One step of the narrow network is, in the full shape, one step of the masked one.
+    states = []
+    for model in (both.narrow, network):
+        optimizer = torch.optim.Adam(model.parameters(), 0.01, weight_decay=0.1)
+        model.eval()
+        model(x).square().sum().backward()
+        optimizer.step()
+        states.append(optimizer.state_dict())
+    apply_masks(network, masks)
+    masked = {name: value.clone() for name, value in network.state_dict().items()}
+    both.update_wide()
+    for name, value in network.state_dict().items():
+        # Adam's step is sensitive to rounding where a gradient is nearly 0.
+        assert ((value - masked[name]).abs() > 1e-4).float().mean() < 0.02, name
+    wide = both.widen_optimizer_state(states[0])
+    for position, moments in states[1]["state"].items():
+        other = wide["state"][position]
+        torch.testing.assert_close(other["exp_avg"], moments["exp_avg"], atol=1e-4, rtol=1e-3)
+    back = both.narrow_optimizer_state(wide)
+    for position, moments in states[0]["state"].items():
+        assert torch.equal(back["state"][position]["exp_avg_sq"], moments["exp_avg_sq"])
+        assert torch.equal(back["state"][position]["step"], moments["step"])
+
+
+def test_attacks_on_the_narrow_network_are_those_on_the_masked_one(
+    trained: MnistCNN, digits: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    x, y = digits[0][:100], digits[1][:100]
+    network = MnistCNN()
+    network.load_state_dict(trained.state_dict())
+    apply_masks(network, make_masks(network, filter_l1(network, 0), 0.5, reading="weights"))
+    narrow = find_narrowing(network).network(network)
+    attack = PGD(eps=0.1, steps=10, precision="float32")  # type: ignore[arg-type]
+    masked_x, narrow_x = attack(network, x, y), attack(narrow, x, y)
+    assert (masked_x != narrow_x).float().mean() < 0.02
+    assert ((margin(network, masked_x, y) > 0) != (margin(network, narrow_x, y) > 0)).sum() <= 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(0, 0.8), st.integers(1, 20), st.integers(0, 999))
+def test_kept_filters_are_rounded_up_to_a_multiple(amount: float, multiple: int, seed: int) -> None:
+    network, _ = random_network("MnistCNN", seed)
+    scores = filter_l1(network, 0)
+    plain = make_masks(network, scores, amount)
+    rounded = make_masks(network, scores, amount, keep_multiple_of=multiple)
+    for name, score in scores.items():
+        stays, before = (m[name].flatten(1).any(1) for m in (rounded, plain))
+        assert (before <= stays).all(), "rounding up takes nothing away"
+        count = int(stays.sum())
+        assert count % multiple == 0 or count == len(score)
+        assert count - int(before.sum()) < multiple
+        if not stays.all() and (stays & ~before).any():
+            assert score[~stays].max() <= score[stays & ~before].min()
+
+
+def test_weights_are_not_rounded_up(network: MnistCNN) -> None:
+    scores = weight_magnitude(network, 0)
+    plain, rounded = (make_masks(network, scores, 0.9, keep_multiple_of=n) for n in (1, 8))
+    assert all(torch.equal(plain[name], rounded[name]) for name in plain)
+
+
+def test_the_narrow_copy_follows_the_wide_network_s_modes() -> None:
+    network, _ = random_network("SmallCNN", 1)
+    apply_masks(network, make_masks(network, filter_l1(network, 0), 0.4))
+    both = NarrowCopy(network, find_narrowing(network))
+    network.train()
+    assert both.update_narrow().training
+    network.eval()
+    assert not any(module.training for module in both.update_narrow().modules())

@@ -1,0 +1,143 @@
+"""Exact rewrites: the same logits, gradients and adversarial accuracy as the plain network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from prunerob.attacks import FGSM, PGD
+from prunerob.attacks.pgd import margin
+from prunerob.networks import MnistCNN, WideResNet, rewrite
+from prunerob.networks.mnist_cnn import PackedMnistCNN
+from prunerob.networks.rewrite import AsItIs
+from prunerob.pixels import Pixels
+
+widths = st.tuples(*[st.integers(1, 20)] * 3)
+
+
+@settings(deadline=None, max_examples=40)
+@given(widths, st.integers(2, 12), st.integers(1, 4), st.integers(0, 2**31))
+def test_logits_and_gradients_are_the_network_s(
+    filters: tuple[int, int, int], classes: int, batch: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    network = MnistCNN(filters=filters, classes=classes).eval()
+    x = torch.rand(batch, 1, 28, 28)
+    fast = rewrite(network)
+    assert isinstance(fast, PackedMnistCNN)
+    packed = fast.pack(x)
+    assert torch.equal(fast.unpack(packed), x)
+    assert packed.numel() == x.numel()
+    torch.testing.assert_close(fast(packed), network(x), atol=1e-5, rtol=0)
+
+    mix = torch.rand(batch, classes)
+    x.requires_grad_()
+    plain = torch.autograd.grad((network(x) * mix).sum(), x)[0]
+    packed.requires_grad_()
+    packed_gradient = torch.autograd.grad((fast(packed) * mix).sum(), packed)[0]
+    torch.testing.assert_close(fast.unpack(packed_gradient), plain, atol=1e-6, rtol=1e-4)
+
+
+def by_the_plain_path(network: MnistCNN) -> nn.Module:
+    """The same network in the dress of one that has no rewrite."""
+    return nn.Sequential(network)
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.2, 0.3])
+def test_adversarial_accuracy_is_that_of_the_plain_path(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor], eps: float
+) -> None:
+    """Trained weights, real images; signs of gradients within rounding of 0 may differ."""
+    x, y = digits
+    plain_network = by_the_plain_path(trained).eval()
+    assert isinstance(rewrite(plain_network), AsItIs)
+    for attack in (FGSM(eps=Pixels(eps)), PGD(eps=Pixels(eps), precision="float32")):
+        fast, plain = attack(trained, x, y), attack(plain_network, x, y)
+        assert (fast != plain).float().mean() < 0.02
+        right_fast, right_plain = margin(trained, fast, y) > 0, margin(trained, plain, y) > 0
+        assert (right_fast != right_plain).sum() <= 1
+
+
+def test_a_rewrite_follows_the_weights(trained: MnistCNN, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits[0][:20], digits[1][:20]
+    attack = PGD(steps=3, precision="float32")
+    before = attack(trained, x, y)
+    bias = trained.linear.bias.detach().clone()
+    with torch.no_grad():
+        trained.linear.weight.neg_()
+    try:
+        assert (attack(trained, x, y) != before).float().mean() > 0.1
+    finally:
+        with torch.no_grad():
+            trained.linear.weight.neg_()
+    assert torch.equal(trained.linear.bias, bias)
+
+
+class Shifted(MnistCNN):
+    """Another function than MnistCNN, whose rewrite it inherits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(1 - x)
+
+
+def test_a_subclass_with_another_forward_takes_the_plain_path() -> None:
+    assert isinstance(rewrite(Shifted()), AsItIs)
+    x = torch.rand(2, 1, 28, 28)
+    network = Shifted().eval()
+    torch.testing.assert_close(rewrite(network)(rewrite(network).pack(x)), network(x))
+
+
+def test_hooks_are_not_passed_by() -> None:
+    network = MnistCNN()
+    assert isinstance(rewrite(network), PackedMnistCNN)
+    handle = network.conv2.register_forward_hook(lambda *_: None)
+    assert isinstance(rewrite(network), AsItIs)
+    handle.remove()
+    assert isinstance(rewrite(network), PackedMnistCNN)
+
+
+@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=3), PGD(steps=3, precision="float32")])
+@pytest.mark.parametrize("kind", ["MnistCNN", "WideResNet"])
+def test_no_attack_waits_for_the_device(attack: FGSM | PGD, kind: str) -> None:
+    """Fake tensors hold no values: to read one on the host, as a decision would, is an error."""
+    with FakeTensorMode():
+        network = MnistCNN() if kind == "MnistCNN" else WideResNet(10, 1)
+        shape = (4, 1, 28, 28) if kind == "MnistCNN" else (4, 3, 32, 32)
+        x, y = torch.zeros(shape), torch.zeros(4, dtype=torch.int64)
+        assert attack(network, x, y, key=y).shape == shape
+        with pytest.raises(Exception, match=r"local_scalar_dense|DataDependent|data-dependent"):
+            bool((x > 0).any())
+
+
+def test_wide_resnets_are_the_paper_s() -> None:
+    network = WideResNet()
+    assert sum(p.numel() for p in network.parameters()) == 5_849_050
+    network.eval()
+    x = torch.rand(2, 3, 32, 32)
+    moved = (x - torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)) / torch.tensor(
+        [0.2470, 0.2435, 0.2616]
+    ).view(3, 1, 1)
+    torch.testing.assert_close(network.normalize(x), moved)
+    assert network(x).shape == (2, 10)
+    assert not any(name.startswith("normalize") for name in network.state_dict())
+    for bad in ({"depth": 27}, {"widen_factor": 0}, {"mean": (0.5,)}, {"std": (0.0, 1.0, 1.0)}):
+        with pytest.raises(ValueError, match="WideResNet"):
+            WideResNet(**bad)  # type: ignore[arg-type]
+
+
+def test_a_wide_block_is_pre_activation_with_a_projection_where_shapes_change() -> None:
+    torch.manual_seed(0)
+    network = WideResNet(16, 1).eval()
+    block = network.stage2[0]
+    x = torch.rand(2, 16, 32, 32)
+    activated = F.relu(block.bn1(x))
+    inner = F.relu(block.bn2(F.conv2d(activated, block.conv1.weight, stride=2, padding=1)))
+    expected = F.conv2d(inner, block.conv2.weight, padding=1)
+    expected = expected + F.conv2d(activated, block.shortcut.weight, stride=2)
+    torch.testing.assert_close(block(x), expected)
+    assert network.stage2[1].shortcut is None
