@@ -24,7 +24,7 @@ from prunerob import report
 from prunerob.attacks import Attack
 from prunerob.checkpoints import Checkpoints, about_machine
 from prunerob.classifier import Classifier
-from prunerob.data import ImageDataModule
+from prunerob.data import Augmentation, ImageDataModule
 from prunerob.errors import UserError
 from prunerob.pixels import Pixels
 from prunerob.progress import Progress
@@ -42,8 +42,8 @@ from prunerob.schedules import Schedule
 LOGGER = "pytorch_lightning.loggers.TensorBoardLogger"
 
 register_type(Pixels, serializer=str, deserializer=Pixels)
-# Settings of attacks and schedules are dataclasses, yet chosen by class_path.
-set_parsing_settings(subclasses_enabled=[Attack, Schedule])
+# Settings of attacks, augmentations and schedules are dataclasses, yet chosen by class_path.
+set_parsing_settings(subclasses_enabled=[Attack, Augmentation, Schedule])
 
 
 def run(args: Sequence[str]) -> None:

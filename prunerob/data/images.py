@@ -14,6 +14,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
+from prunerob.attacks.noise import image_keys
+from prunerob.data.augmentation import Augmentation, NoAugmentation
 from prunerob.errors import UserError
 
 
@@ -38,6 +40,10 @@ class Images:
     pixels: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device) -> Images:
+        """The same images on a device."""
+        return Images(self.pixels.to(device), self.labels.to(device))
+
 
 class Batches:
     """Batches of chosen images, in order or shuffled anew each epoch.
@@ -51,6 +57,7 @@ class Batches:
         size: images per batch; the last may be smaller.
         shuffle_seed: shuffle by this seed; None serves in the order of `index`.
         epoch: says which epoch it is.
+        augmentation: of the images, by the same seed.
     """
 
     def __init__(
@@ -61,9 +68,12 @@ class Batches:
         size: int,
         shuffle_seed: int | None = None,
         epoch: Callable[[], int] = lambda: 0,
+        augmentation: Augmentation = NoAugmentation(),
     ) -> None:
         self.images = images
         self.index = index
+        self.augmentation = augmentation
+        self.prepared = augmentation.prepare(images.pixels)
         self.size = size
         self.shuffle_seed = shuffle_seed
         self.epoch = epoch
@@ -72,12 +82,13 @@ class Batches:
         return -(-len(self.index) // self.size)
 
     def __iter__(self) -> Iterator[Batch]:
-        index = self.index
+        index, seed, epoch = self.index, self.shuffle_seed or 0, self.epoch()
         if self.shuffle_seed is not None:
-            generator = np.random.default_rng([self.shuffle_seed, self.epoch()])
+            generator = np.random.default_rng([self.shuffle_seed, epoch])
             index = index[torch.from_numpy(generator.permutation(len(index)))]
-        for chosen in torch.split(index, self.size):
-            pixels = self.images.pixels[chosen]
+        for chosen in torch.split(index.to(self.images.pixels.device), self.size):
+            key = image_keys(chosen, seed=seed, purpose="augmentation", epoch=epoch)
+            pixels = self.augmentation.take(self.prepared, chosen, key)
             yield Batch(pixels.float().div_(255), self.images.labels[chosen], chosen)
 
 
@@ -91,6 +102,7 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     Returns:
         positions, int64, (N,).
     """
+    labels = labels.cpu()
     generator = np.random.default_rng(seed)
     place = torch.empty(len(labels), dtype=torch.float64)
     for label in torch.unique(labels):
@@ -115,6 +127,7 @@ class ImageDataModule(LightningDataModule):
             draw; null for all.
         test_size: test images to use, a stratified draw; null for all.
         predict_folder: folder of images (PNG or JPEG) for `predict`; null for the test images.
+        augmentation: of training images.
         seed: of the order of training images; set from `seed_everything`.
     """
 
@@ -130,6 +143,7 @@ class ImageDataModule(LightningDataModule):
         train_size: int | None = None,
         test_size: int | None = None,
         predict_folder: str | None = None,
+        augmentation: Augmentation = NoAugmentation(),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -148,6 +162,7 @@ class ImageDataModule(LightningDataModule):
         self.train_size = train_size
         self.test_size = test_size
         self.predict_folder = predict_folder
+        self.augmentation = augmentation
         self.seed = seed
         self.predict_names: list[str] | None = None
         self._loaded: tuple[Images, Images] | None = None
@@ -160,8 +175,11 @@ class ImageDataModule(LightningDataModule):
         """Read the images and check that the splits fit them; called by the Trainer."""
         if self.trainer is not None and self.trainer.world_size > 1:
             raise UserError("trainer.devices: training and testing run on one device for now")
-        self._loaded = self._loaded or self.load()
-        train, test = self._loaded
+        train, test = self._images()
+        if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
+            # All of them at once: no batch ever waits for its way to the GPU.
+            device = self.trainer.strategy.root_device
+            self._loaded = train.to(device), test.to(device)
         for name, size, most in (
             ("validation_size", self.validation_size, len(train.labels) - 1),
             ("train_size", self.train_size, len(train.labels) - self.validation_size),
@@ -179,6 +197,7 @@ class ImageDataModule(LightningDataModule):
             size=self.batch_size,
             shuffle_seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
+            augmentation=self.augmentation,
         )
 
     def val_dataloader(self) -> Batches | list[Batches]:
@@ -201,7 +220,7 @@ class ImageDataModule(LightningDataModule):
         if self.predict_folder is None:
             return self.test_dataloader()
         shape = self._images()[1].pixels.shape[1:]
-        files = find_images(Path(self.predict_folder))
+        files = find_images(Path(self.predict_folder), "data.predict_folder")
         pixels = torch.stack([read_image(file, shape) for file in files])
         self.predict_names = [str(file) for file in files]
         images = Images(pixels, torch.full((len(files),), -1))
@@ -216,17 +235,21 @@ class ImageDataModule(LightningDataModule):
         return stratified_order(self._images()[0].labels, self.SPLIT_SEED)
 
 
-def find_images(folder: Path) -> list[Path]:
+def find_images(folder: Path, setting: str) -> list[Path]:
     """PNG and JPEG files below a folder, sorted by path.
+
+    Args:
+        folder: to look in.
+        setting: that named it, for errors.
 
     Raises:
         UserError: there is no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise UserError(f"data.predict_folder: {folder} is not a folder")
+        raise UserError(f"{setting}: {folder} is not a folder")
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if not files:
-        raise UserError(f"data.predict_folder: {folder} holds no .png, .jpg or .jpeg file")
+        raise UserError(f"{setting}: {folder} holds no .png, .jpg or .jpeg file")
     return files
 
 
@@ -235,7 +258,7 @@ def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
 
     Args:
         file: PNG or JPEG.
-        shape: (C, H, W) that it must have.
+        shape: (C, H, W) that it must have; (C,) for any size.
 
     Returns:
         pixels, uint8, (C, H, W).
@@ -248,9 +271,9 @@ def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
         pixels = decode_image(str(file), ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB)
     except RuntimeError:
         raise UserError(f"{file}: not a readable PNG or JPEG image") from None
-    if pixels.shape[1:] != shape[1:]:
+    if len(shape) > 1 and pixels.shape[1:] != shape[1:]:
         height, width = pixels.shape[1:]
         raise UserError(
-            f"{file}: {width}x{height} pixels, but the network's are {shape[2]}x{shape[1]}"
+            f"{file}: {width}x{height} pixels, but the data set's are {shape[2]}x{shape[1]}"
         )
     return pixels

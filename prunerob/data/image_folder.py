@@ -1,0 +1,89 @@
+"""Any classification data set that lies in folders, one for each class."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prunerob.data.augmentation import Augmentation, NoAugmentation
+from prunerob.data.images import ImageDataModule, Images, find_images, read_image
+from prunerob.errors import UserError
+
+
+class ImageFolder(ImageDataModule):
+    """Images of your own: `train/CLASS/*.png|jpg` and `test/CLASS/*.png|jpg` below a folder.
+
+    All images are read into memory, once, and must be of one size. The classes are numbered in
+    the order of their folders' names. For the other arguments see `ImageDataModule`.
+
+    Args:
+        folder: the folder that holds `train` and `test`.
+        grey: read the images as grey (1 channel), not as colour (3).
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: str,
+        grey: bool = False,
+        batch_size: int = 128,
+        eval_batch_size: int = 250,
+        validation_size: int = 5000,
+        train_size: int | None = None,
+        test_size: int | None = None,
+        predict_folder: str | None = None,
+        augmentation: Augmentation = NoAugmentation(),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            validation_size=validation_size,
+            train_size=train_size,
+            test_size=test_size,
+            predict_folder=predict_folder,
+            augmentation=augmentation,
+            seed=seed,
+        )
+        self.folder = folder
+        self.grey = grey
+
+    def load(self) -> tuple[Images, Images]:
+        """Read all images, several at a time.
+
+        Raises:
+            UserError: a folder is missing or empty, or a file is no readable image of that size.
+        """
+        train, test = (_find_classes(Path(self.folder) / part) for part in ("train", "test"))
+        if unknown := sorted(test.keys() - train.keys()):
+            raise UserError(
+                f"data.folder: {self.folder}/test has the class {unknown[0]}, but train has not"
+            )
+        labels = {name: label for label, name in enumerate(train)}
+        first = next(iter(train.values()))[0]
+        shape = read_image(first, (1 if self.grey else 3,)).shape
+        return _read(train, labels, shape), _read(test, labels, shape)
+
+
+def _find_classes(folder: Path) -> dict[str, list[Path]]:
+    """The images of each class, by its name."""
+    if not folder.is_dir():
+        raise UserError(f"data.folder: there is no folder {folder}")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    if not classes:
+        raise UserError(f"data.folder: {folder} holds no folders, one for each class")
+    return {path.name: find_images(path, "data.folder") for path in classes}
+
+
+def _read(classes: dict[str, list[Path]], labels: dict[str, int], shape: tuple[int, ...]) -> Images:
+    files = [(file, labels[name]) for name, found in classes.items() for file in found]
+
+    def read(file: Path) -> Tensor:
+        return read_image(file, shape)
+
+    with ThreadPoolExecutor() as pool:
+        pixels = torch.stack(list(pool.map(read, [file for file, _ in files])))
+    return Images(pixels, torch.tensor([label for _, label in files]))
