@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from prunerob.attacks.pgd import margin
 from prunerob.networks import MnistCNN, WideResNet, rewrite
 from prunerob.networks.mnist_cnn import PackedMnistCNN
 from prunerob.networks.rewrite import AsItIs
+from prunerob.networks.wide_resnet import FoldedWideResNet
 from prunerob.pixels import Pixels
 
 widths = st.tuples(*[st.integers(1, 20)] * 3)
@@ -41,6 +44,36 @@ def test_logits_and_gradients_are_the_network_s(
     packed.requires_grad_()
     packed_gradient = torch.autograd.grad((fast(packed) * mix).sum(), packed)[0]
     torch.testing.assert_close(fast.unpack(packed_gradient), plain, atol=1e-6, rtol=1e-4)
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.sampled_from([(10, 1), (10, 2), (16, 1)]), st.integers(0, 2**31))
+def test_a_wide_resnet_is_folded_exactly(shape: tuple[int, int], seed: int) -> None:
+    torch.manual_seed(seed)
+    network = WideResNet(*shape)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    network.eval()
+    state = copy.deepcopy(network.state_dict())
+    x = torch.rand(2, 3, 32, 32).requires_grad_()
+    fast = rewrite(network)
+    assert isinstance(fast, FoldedWideResNet)
+    packed = fast.pack(x.detach()).requires_grad_()
+    logits, folded = network(x), fast(packed)
+    scale = float(logits.detach().abs().max())
+    torch.testing.assert_close(folded, logits, atol=1e-5 * scale, rtol=0)
+    plain, fast_gradient = (
+        torch.autograd.grad((out * torch.arange(10)).sum(), images)[0]
+        for out, images in ((logits, x), (folded, packed))
+    )
+    # A ReLU whose input is within rounding of 0 passes in one and not in the other.
+    error = (fast.unpack(fast_gradient) - plain).abs()
+    assert error.median() <= 1e-5 * plain.abs().max()
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
 
 
 def by_the_plain_path(network: MnistCNN) -> nn.Module:

@@ -39,7 +39,7 @@ class Rewritable(Protocol):
     """A network that knows an exact rewrite of itself."""
 
     def rewrite(self) -> Rewrite:
-        """Lay out the present weights; called in evaluation mode, once per attack."""
+        """Lay out the present weights; called once per attack, in evaluation mode."""
         ...
 
 

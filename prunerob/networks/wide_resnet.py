@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from prunerob.networks.channels import Channels
+from prunerob.networks.rewrite import AsItIs
 
 
 class Normalize(nn.Module):
@@ -124,9 +128,16 @@ class WideResNet(nn.Module):
             logits, float, (B, classes).
         """
         x = self.stem(self.normalize(x))
-        x = self.stage3(self.stage2(self.stage1(x)))
-        logits: Tensor = self.linear(self.bn(x).relu().mean((2, 3)))
+        return self.classify(self.stage3(self.stage2(self.stage1(x))))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits, float, (B, classes), of the last stage's features, float, (B, C, H, W)."""
+        logits: Tensor = self.linear(self.bn(features).relu().mean((2, 3)))
         return logits
+
+    def rewrite(self) -> FoldedWideResNet:
+        """The same function with fewer normalisations; see `prunerob.networks.rewrite`."""
+        return FoldedWideResNet(self)
 
     def channels(self) -> Mapping[str, Channels]:
         """Where the output of each block's first convolution goes: what can be taken out exactly.
@@ -139,3 +150,60 @@ class WideResNet(nn.Module):
             for name, module in self.named_modules()
             if isinstance(module, WideBlock)
         }
+
+
+class FoldedBlock(nn.Module):
+    """WideBlock in evaluation mode, where the second BatchNorm is linear: part of a convolution.
+
+    Args:
+        block: in evaluation mode.
+    """
+
+    def __init__(self, block: WideBlock) -> None:
+        super().__init__()
+        self.block = block
+        norm = block.bn2
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        self.weight, self.bias = fuse_conv_bn_weights(
+            block.conv1.weight,
+            None,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform features, float, (B, inputs, H, W)."""
+        # In place: what a ReLU comes from is not needed again, and memory is what costs here.
+        activated = self.block.bn1(x).relu_()
+        if self.block.shortcut is not None:
+            x = self.block.shortcut(activated)
+        stride = self.block.conv1.stride
+        inner = F.conv2d(activated, self.weight, self.bias, stride, padding=1).relu_()
+        change: Tensor = self.block.conv2(inner)
+        return x + change
+
+
+class FoldedWideResNet(AsItIs):
+    """WideResNet in evaluation mode with every BatchNorm in a convolution that can be there.
+
+    Those on the residual stream cannot: a ReLU lies between them and what comes next.
+
+    Args:
+        network: whose present weights to fold, in evaluation mode.
+    """
+
+    def __init__(self, network: WideResNet) -> None:
+        super().__init__(network)
+        self.network: WideResNet
+        stages = (network.stage1, network.stage2, network.stage3)
+        blocks = [cast(WideBlock, block) for stage in stages for block in stage]
+        self.blocks = nn.Sequential(*map(FoldedBlock, blocks))
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """Classify images, laid out channels-last."""
+        x = self.blocks(self.network.stem(self.network.normalize(packed)))
+        return self.network.classify(x)
