@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check board clean
+.PHONY: demo test test-all check board bench clean
 
 # The main job on real MNIST: train against PGD, prune 90 % of the weights, fine-tune, attack.
 demo: .venv/ready
@@ -29,17 +29,32 @@ check: .venv/ready
 board: .venv/ready
 	$(BIN)/tensorboard --logdir lightning_logs
 
+# Speed, side by side with torchattacks, foolbox and ART; a quarter of an hour on a quiet machine.
+bench: .venv-bench/ready
+	.venv-bench/bin/python -m benchmarks.speed
+
 # uv installs the set in about a minute, pip in about three.
 .venv/ready: pyproject.toml constraints.txt
-	rm -rf .venv
+	$(call install,.venv,constraints.txt,test)
+
+# The peers have a place of their own: torchattacks wants old versions of what others use.
+.venv-bench/ready: pyproject.toml benchmarks/constraints.txt
+	$(call install,.venv-bench,benchmarks/constraints.txt,torchattacks$(comma)foolbox$(comma)art)
+
+comma := ,
+
+# Folder, constraints, extras.
+define install
+	rm -rf $(1)
 	if command -v uv >/dev/null; then \
-		uv venv --quiet --python $(PYTHON) .venv && \
-		uv pip install --quiet --python .venv --constraint constraints.txt --editable '.[test]'; \
+		uv venv --quiet --python $(PYTHON) $(1) && \
+		uv pip install --quiet --python $(1) --constraint $(2) --editable '.[$(3)]'; \
 	else \
-		$(PYTHON) -m venv .venv && \
-		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'; \
+		$(PYTHON) -m venv $(1) && \
+		$(1)/bin/python -m pip install --quiet --constraint $(2) --editable '.[$(3)]'; \
 	fi
-	touch $@
+	touch $(1)/ready
+endef
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
