@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,14 @@ class Narrowing:
     """
 
     kept: Mapping[str, Positions]
+
+    def to(self, device: torch.device) -> Narrowing:
+        """The same with its positions on a device, where they index without a copy."""
+        moved = {
+            name: tuple(p if p is None else p.to(device) for p in positions)
+            for name, positions in self.kept.items()
+        }
+        return Narrowing(cast(Mapping[str, Positions], moved))
 
     def narrow(self, name: str, tensor: Tensor) -> Tensor:
         """Take channels out of one tensor of the network, or of one in the shape of it.
@@ -102,8 +110,14 @@ class NarrowCopy:
 
     def __init__(self, wide: nn.Module, narrowing: Narrowing) -> None:
         self.wide = wide
-        self.narrowing = narrowing
         self.narrow = narrowing.network(wide)
+        self.narrowing = narrowing.to(next(wide.parameters()).device)
+
+    def to(self, device: torch.device) -> None:
+        """Move both networks."""
+        self.wide.to(device)
+        self.narrow.to(device)
+        self.narrowing = self.narrowing.to(device)
 
     @torch.no_grad()
     def update_narrow(self) -> nn.Module:

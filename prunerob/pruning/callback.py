@@ -171,13 +171,17 @@ class Pruning(Callback):
             return
         saved = self._saved_settings or {}
         for name, value in self.settings.items():
-            if saved.get(name) != value:
+            # A checkpoint from before there was a setting was made with its default.
+            if saved.get(name, value) != value:
                 raise UserError(
-                    f"pruning.{name}: the checkpoint was pruned with {saved.get(name)}, but the "
+                    f"pruning.{name}: the checkpoint was pruned with {saved[name]}, but the "
                     f"configuration says {value}; to prune in another way, go on from the "
                     "run's checkpoints/before_pruning.ckpt"
                 )
-        self._hold(trainer, cast(Classifier, pl_module))
+        module = cast(Classifier, pl_module)
+        if module.narrow_copy is not None:
+            module.narrow_copy.to(module.device)
+        self._hold(trainer, module)
 
     # Pruning
 
@@ -286,6 +290,7 @@ class Pruning(Callback):
             report = {
                 **self.settings,
                 "shares": asdict(self.shares) if self.shares else None,
+                "parameters_kept_by_rounding_up": self._rounded_up,
                 "validation": {
                     when: {name: _accuracy(*counts) for name, counts in values.items()}
                     for when, values in self.accuracies.items()
@@ -364,6 +369,7 @@ class Pruning(Callback):
             "masks": dict(self.masks),
             "settings": self.settings,
             "shares": asdict(self.shares) if self.shares else None,
+            "rounded_up": self._rounded_up,
             "accuracies": self.accuracies,
         }
 
@@ -407,6 +413,7 @@ class Pruning(Callback):
         self.masks = state_dict["masks"]
         self._saved_settings = state_dict["settings"]
         self.shares = Shares(**state_dict["shares"]) if state_dict["shares"] else None
+        self._rounded_up = state_dict.get("rounded_up", 0)
         self.accuracies = state_dict["accuracies"]
 
 
