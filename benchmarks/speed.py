@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
 from prunerob.attacks import PGD
@@ -178,6 +179,43 @@ def evaluation(bench: Bench, name: str, network: nn.Module, x: Tensor, y: Tensor
     left = [accuracy(network, x_adv, y) for x_adv in examples.values()]
     # Different random starts: some images near the boundary fall to one and not the other.
     assert max(left) - min(left) <= 0.02, f"the attacks on {name} do not agree: {left}"
+
+
+def ingredients(
+    bench: Bench, name: str, network: nn.Module, x: Tensor, y: Tensor, pgd: PGD
+) -> None:
+    """What each of the things that make the attack fast contributes."""
+    laid_out = best_layout(network)
+    # A container has no rewrite of its own: the plain path.
+    plain, channels_last = nn.Sequential(network), nn.Sequential(laid_out)
+    contest: dict[str, Callable[[], object]] = {}
+    for label, attack in versions(pgd, bench.device).items():
+        precision = label.removeprefix("prunerob, ")
+        if precision == "float32":
+            contest["float32"] = partial(attack, plain, x, y)
+        contest[f"{precision}, channels-last"] = partial(attack, channels_last, x, y)
+        contest[f"{precision}, rewritten"] = partial(attack, laid_out, x, y)
+    seconds = bench.compare(contest)
+    steps = len(x) * pgd.steps
+    with FlopCounterMode(display=False) as counter:
+        network(x)
+    # The input gradient costs as much as the forward pass.
+    flops = 2 * counter.get_total_flops() / len(x)
+    peaks = bench.tables[0].rates
+    bench.note(
+        Table(
+            f"{name}: ingredients, PGD-{pgd.steps}, batch {len(x)}, "
+            f"{flops / 1e6:,.1f} MFLOP an image-step",
+            "image-steps/s",
+            {label: steps / time for label, time in sorted(seconds.items(), key=lambda i: -i[1])},
+            {
+                label: f"{steps / time * flops / 1e9 / peaks[label.split(',')[0]]:.0%} of the "
+                "matrix product's rate"
+                for label, time in seconds.items()
+            },
+            ("float32",),
+        )
+    )
 
 
 def training(bench: Bench, name: str, network: nn.Module, x: Tensor, y: Tensor, pgd: PGD) -> None:
@@ -356,6 +394,7 @@ def main() -> None:
         network = minute_of_training(MnistCNN(), train, quick, 400)
         x, y = test.pixels[:1000].float() / 255, test.labels[:1000]
         evaluation(bench, "MnistCNN", network, x[:256], y[:256], pgd)
+        ingredients(bench, "MnistCNN", network, x[:256], y[:256], pgd)
         training(bench, "MnistCNN", network, x[:128], y[:128], pgd)
         narrow(bench, "MnistCNN", network, x[:256], y[:256], pgd)
         search(bench, network, x, y)
@@ -369,6 +408,7 @@ def main() -> None:
         held_out = in_colour(test, 128)
         x, y = held_out.pixels[:size].float() / 255, held_out.labels[:size]
         evaluation(bench, "WideResNet-28-4", network, x, y, pgd)
+        ingredients(bench, "WideResNet-28-4", network, x, y, pgd)
         training(bench, "WideResNet-28-4", network, x, y, pgd)
         narrow(bench, "WideResNet-28-4", network, x, y, pgd)
         pipeline(bench, "WideResNet-28-4", network, colour, size)
