@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from prunerob.adversarial_training import AdversarialTraining
 from prunerob.attacks import Attack, NoAttack
@@ -24,7 +26,7 @@ from prunerob.attacks.pgd import logit_margin
 from prunerob.attacks.suite import perturb_by_each
 from prunerob.data.images import Batch
 from prunerob.errors import UserError
-from prunerob.networks.narrow import NarrowCopy, find_narrowing
+from prunerob.networks.narrow import NarrowCopy, Narrowing, find_narrowing
 from prunerob.robustness import WORST_CASE, Robustness, RobustnessRecorder
 from prunerob.schedules import Constant, Schedule
 from prunerob.tensorboard import log_examples
@@ -76,9 +78,13 @@ class Classifier(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name in ("clean", WORST_CASE, *worst_case_attacks):
-            if name in attacks:
-                raise UserError(f"model.attacks: {name!r} is the name of something else already")
+        taken = {"clean", WORST_CASE}
+        for group, suite in (("attacks", attacks), ("worst_case_attacks", worst_case_attacks)):
+            if again := sorted(taken & suite.keys()):
+                raise UserError(
+                    f"model.{group}: {again[0]!r} is the name of something else already"
+                )
+            taken |= suite.keys()
         # A layout, not a change: convolutions of all devices are faster in it.
         self.network = network.to(memory_format=torch.channels_last)
         self.optimizer = optimizer
@@ -95,6 +101,8 @@ class Classifier(LightningModule):
         self.is_fine_tuning = False
         self.narrow_copy: NarrowCopy | None = None
         """The network with and without the channels that pruning silenced, where there are any."""
+        self.optimizes_narrow = False
+        """Whether the optimizers hold the narrow network's parameters."""
         self.running: dict[str, Tensor] = {}
         """Numbers of the latest training step, for the progress bar."""
         self.on_attack: Callable[[str], None] = lambda name: None
@@ -110,27 +118,70 @@ class Classifier(LightningModule):
         return logits
 
     @property
-    def is_narrow(self) -> bool:
-        """Whether the network that is trained has its silent channels taken out."""
-        return self.narrow_copy is not None and self.network is self.narrow_copy.narrow
-
-    @property
     def full_network(self) -> nn.Module:
         """The network in its full shape; its weights may be behind while the narrow one trains."""
         return self.narrow_copy.wide if self.narrow_copy else self.network
 
-    def attacked(self) -> nn.Module:
-        """The network as attacks and evaluation see it: without its silent channels."""
-        if self.narrow_copy is None or self.is_narrow:
+    def take_channels_out(self, narrowing: Narrowing) -> None:
+        """Do without silent channels wherever the network is only attacked or evaluated."""
+        self.narrow_copy = NarrowCopy(self.network, narrowing) if narrowing.kept else None
+        self._agreed = False
+
+    def train_narrow(self) -> None:
+        """Train without the silent channels, too; `widen` ends it."""
+        if self.narrow_copy is not None:
+            self.network = self.narrow_copy.narrow
+            self.optimizes_narrow = True
+
+    def widen(self) -> None:
+        """Back to the network in its full shape, with the weights of today."""
+        if self.narrow_copy is not None and self.network is self.narrow_copy.narrow:
+            self.network = self.narrow_copy.update_wide()
+
+    def attacked(self, x: Tensor) -> nn.Module:
+        """The network as attacks and evaluation see it: without its silent channels.
+
+        Args:
+            x: images, as examples: the first is asked whether the network can do without.
+        """
+        if self.narrow_copy is None or self.network is self.narrow_copy.narrow:
             return self.network
+        if not self._agreed:
+            with evaluating(self.network):
+                self._agreed = self.narrow_copy.agrees(x[:1])
+            if not self._agreed:
+                rank_zero_warn(
+                    f"{type(self.network).__name__} depends on its number of channels, so those "
+                    "that are silent stay in it: attacks are slower than they could be"
+                )
+                self.narrow_copy = None
+                return self.network
         return self.narrow_copy.update_narrow()
 
-    def _find_silent_channels(self) -> None:
-        """Look for channels to leave out in evaluation; `fit` is told by the Pruning callback."""
-        narrowing = find_narrowing(self.network)
-        self.narrow_copy = NarrowCopy(self.network, narrowing) if narrowing.kept else None
-
     # Training
+
+    def on_fit_start(self) -> None:
+        """Refuse a network that does not fit the images or their labels, before it trains.
+
+        Raises:
+            UserError: it cannot classify an image of the data module, or has too few classes.
+        """
+        datamodule = cast(Any, self.trainer).datamodule
+        if datamodule is None:
+            return
+        batches = datamodule.train_dataloader()
+        x = next(iter(batches)).x[:1].to(self.device)
+        name, shape = type(self.network).__name__, tuple(x.shape[1:])
+        try:
+            with torch.no_grad(), evaluating(self.network):
+                classes = self.network(x).shape[1]
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"model.network: {name} does not take images {shape}: {error}"
+            ) from None
+        labels = int(batches.images.labels.max()) + 1
+        if labels > classes:
+            raise UserError(f"model.network: {name} has {classes} classes, but the data {labels}")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on clean images and, in the same step, on adversarial examples of them."""
@@ -141,7 +192,7 @@ class Classifier(LightningModule):
         if adversarial_weight > 0:
             key = image_keys(index, seed=self.seed, purpose="training", epoch=self.current_epoch)
             epochs = self.current_epoch + batch_idx / self.trainer.num_training_batches
-            x_adv = training.perturb(self.attacked(), x, y, key=key, epochs=epochs)
+            x_adv = training.perturb(self.attacked(x), x, y, key=key, epochs=epochs)
             parts.append((adversarial_weight, "adversarial", x_adv))
         if adversarial_weight < 1:
             parts.append((1 - adversarial_weight, "clean", x))
@@ -162,20 +213,24 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse settings of either phase before anything is computed."""
+        self.widen()
+        self.narrow_copy, self.optimizes_narrow = None, False
         if stage == "fit":
             self._check_optimizers()
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Optimizer and schedule of the phase, training or fine-tuning; called at each's start."""
-        optimizer, schedule = self.optimizer, self.schedule
-        if self.is_fine_tuning:
-            optimizer = self.fine_tuning.optimizer or optimizer
-            schedule = self.fine_tuning.schedule or schedule
-        built = optimizer(self.network.parameters())
+        schedule = (self.fine_tuning.schedule if self.is_fine_tuning else None) or self.schedule
+        built = self.build_optimizer(self.network)
         scheduler = schedule(built, self._phase_steps())
         if scheduler is None:
             return {"optimizer": built}
         return {"optimizer": built, "lr_scheduler": scheduler}
+
+    def build_optimizer(self, network: nn.Module) -> Optimizer:
+        """The phase's optimizer of a network's parameters."""
+        optimizer = (self.fine_tuning.optimizer if self.is_fine_tuning else None) or self.optimizer
+        return optimizer(network.parameters())
 
     def _check_optimizers(self) -> None:
         """Build the optimizers and schedules of both phases, to refuse bad settings early.
@@ -190,6 +245,8 @@ class Classifier(LightningModule):
         for self.is_fine_tuning, name in phases.items():
             try:
                 self.configure_optimizers()
+            except UserError:
+                raise
             except (ValueError, TypeError, ZeroDivisionError) as error:
                 raise UserError(f"{name}: {error}") from None
         self.is_fine_tuning = now
@@ -206,7 +263,21 @@ class Classifier(LightningModule):
         return max(1, epochs * math.ceil(batches / self.trainer.accumulate_grad_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the phase: an optimizer's state fits only the optimizer of its phase."""
+        """Note the phase, whose optimizer's state it is; save the full shape, whatever trains."""
+        if self.narrow_copy is not None:
+            if self.network is self.narrow_copy.narrow:
+                wide = self.narrow_copy.update_wide()
+                checkpoint["state_dict"].update(wide.state_dict(prefix="network."))
+            if self.optimizes_narrow and "optimizer_states" in checkpoint:
+                optimizers = self.optimizers(use_pl_optimizer=False)
+                checkpoint["optimizer_states"] = [
+                    self.narrow_copy.widen_optimizer_state(state, optimizer)
+                    for state, optimizer in zip(
+                        checkpoint["optimizer_states"],
+                        optimizers if isinstance(optimizers, list) else [optimizers],
+                        strict=True,
+                    )
+                ]
         checkpoint["is_fine_tuning"] = self.is_fine_tuning
         checkpoint["phase_steps"] = self._phase_steps()
 
@@ -235,7 +306,7 @@ class Classifier(LightningModule):
         """Begin to count the images."""
         self._validated = 0
         if self.trainer.state.fn != TrainerFn.FITTING:
-            self._find_silent_channels()
+            self.take_channels_out(find_narrowing(self.network))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accuracy on clean images and, on the first ones, under the validation attack."""
@@ -276,7 +347,7 @@ class Classifier(LightningModule):
     def _judge(self, batch: Batch, seen: int) -> dict[str, Tensor]:
         """Which images of a validation batch are classified right, clean and under attack."""
         x, y, index = batch
-        network = self.attacked()
+        network = self.attacked(x)
         correct = {"clean": network(x).argmax(1) == y}
         n = min(len(y), self.validation_attack_images - seen)
         if n > 0 and not isinstance(self.validation_attack, NoAttack):
@@ -289,15 +360,16 @@ class Classifier(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Begin a new record."""
-        self._find_silent_channels()
+        self.take_channels_out(find_narrowing(self.network))
         self._recorder = RobustnessRecorder()
         self._survivors: list[Batch] = []
+        self._batch_size = 0
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Attack a batch with every attack of the suite; each is counted on its final iterate."""
         x, y, index = batch
         key = image_keys(index, seed=self.seed, purpose="test")
-        network = self.attacked()
+        network = self.attacked(x)
         suite = self.suite()
         examples = perturb_by_each(suite, network, x, y, key=key)
         predictions: dict[str, Tensor] = {}
@@ -329,13 +401,15 @@ class Classifier(LightningModule):
         if self.worst_case_attacks:
             right = torch.stack([prediction == y for prediction in predictions.values()]).all(0)
             self._survivors.append(Batch(*(column[right] for column in batch)))
-            last = batch_idx + 1 == sum(self.trainer.num_test_batches)
-            # Together, so that their batches are full; not all, so that memory is.
-            if last or sum(len(part.y) for part in self._survivors) >= 16 * len(y):
-                self._attack_survivors(len(y))
+            self._batch_size = max(self._batch_size, len(y))
+            # Several batches' together, so that batches are full; not all, so that memory is not.
+            if sum(len(part.y) for part in self._survivors) >= 16 * self._batch_size:
+                self._attack_survivors()
 
-    def _attack_survivors(self, batch_size: int) -> None:
+    def _attack_survivors(self) -> None:
         """Attack what no attack of the table got wrong, for the worst case alone."""
+        if not self._survivors:
+            return
         survivors = Batch(*map(torch.cat, zip(*self._survivors, strict=True)))
         self._survivors = []
         for name, attack in self.worst_case_attacks.items():
@@ -343,12 +417,13 @@ class Classifier(LightningModule):
             start = perf_counter()
             x, y, index = survivors
             key = image_keys(index, seed=self.seed, purpose="worst case")
-            fooled = attack.fools(self.attacked(), x, y, key=key, batch_size=batch_size)
+            fooled = attack.fools(self.attacked(x), x, y, key=key, batch_size=self._batch_size)
             self._recorder.add_search(name, index=index, fooled=fooled, start=start)
             survivors = Batch(*(column[~fooled] for column in survivors))
 
     def on_test_epoch_end(self) -> None:
         """Sum the record up into the table."""
+        self._attack_survivors()
         self.robustness = self._recorder.robustness()
         for row in self.robustness.rows:
             self.log(f"{self.test_name}/{row.attack}", row.accuracy)

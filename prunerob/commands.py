@@ -349,7 +349,7 @@ class CommandLine(LightningCLI):
 def _flatten(value: object, name: str, into: dict[str, str | float]) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
-            if name != "model.attacks":
+            if name not in ("model.attacks", "model.worst_case_attacks"):
                 _flatten(inner, f"{name}.{key}" if name else str(key), into)
     elif value is not None:
         into[name.replace(".init_args", "")] = value if isinstance(value, float) else str(value)

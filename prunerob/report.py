@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from prunerob.errors import UserError
-from prunerob.robustness import Robustness
+from prunerob.robustness import WORST_CASE, Robustness
 from prunerob.runs import Weights
 from prunerob.tensorboard import writers
 
@@ -79,7 +79,7 @@ def write_predictions(
 
 def show(robustness: Robustness, weights: Weights) -> None:
     """Print the table; beside it, if it was tested before, the same network before pruning."""
-    dense = accuracies_before_pruning(weights, robustness.rows[0].images)
+    dense = accuracies_before_pruning(weights, robustness)
     table = Table(title=f"Robustness of {weights.file}")
     table.add_column("attack")
     if dense:
@@ -92,11 +92,7 @@ def show(robustness: Robustness, weights: Weights) -> None:
         before = [f"{dense[row.attack]:.2%}" if row.attack in dense else "-"] if dense else []
         table.add_row(row.attack, *before, *cells, f"{row.seconds:.1f}")
     if robustness.searches:
-        table.caption = "In the worst case alone: " + "; ".join(
-            f"{search.attack} got {len(search.fooled):,} of {search.images:,} more wrong "
-            f"({search.seconds:.1f} s)"
-            for search in robustness.searches
-        )
+        table.caption = f"In the worst case alone: {robustness.told_searches()}"
     Console().print(table)
 
 
@@ -110,10 +106,17 @@ def show_in_tensorboard(
         writer.add_hparams(dict(settings), results, run_name=name)
 
 
-def accuracies_before_pruning(weights: Weights, images: int) -> dict[str, float]:
+def accuracies_before_pruning(weights: Weights, robustness: Robustness) -> dict[str, float]:
     """What the same test of the run's before_pruning.ckpt found; empty without one."""
     file = weights.folder / "robustness_before_pruning.json"
     if weights.run is None or weights.file.stem == "before_pruning" or not file.is_file():
         return {}
-    rows = json.loads(file.read_text())["rows"]
-    return {row["attack"]: row["accuracy"] for row in rows if row["images"] == images}
+    before = json.loads(file.read_text())
+    images = robustness.rows[0].images
+    dense = {row["attack"]: row["accuracy"] for row in before["rows"] if row["images"] == images}
+    # The worst case is that of a suite, with what searched beyond it.
+    searches = [search["attack"] for search in before.get("worst case attacks", [])]
+    same = list(dense) == [row.attack for row in robustness.rows]
+    if not same or searches != [search.attack for search in robustness.searches]:
+        dense.pop(WORST_CASE, None)
+    return dense

@@ -25,7 +25,8 @@ class Row:
             clean and under every attack, those of `Search` included.
         correct: images classified right.
         images: images attacked.
-        seconds: time spent attacking and classifying them.
+        seconds: time spent attacking and classifying them; the gradient that FGSM's rows share
+            counts in the first of them.
     """
 
     attack: str
@@ -132,7 +133,17 @@ class Robustness:
                 f"| {row.attack} | {100 * row.accuracy:.2f} | {100 * low:.2f} to {100 * high:.2f} "
                 f"| {row.images:,} | {row.seconds:.1f} |"
             )
+        if self.searches:
+            lines += ["", f"In the worst case alone: {self.told_searches()}."]
         return "\n".join(lines) + "\n"
+
+    def told_searches(self) -> str:
+        """What the attacks in the worst case alone found, in words."""
+        return "; ".join(
+            f"{search.attack} got {len(search.fooled):,} of {search.images:,} more wrong "
+            f"({search.seconds:.1f} s)"
+            for search in self.searches
+        )
 
     def images_to_csv(self) -> str:
         """One line per image: index, label, and the prediction and margin under each attack.

@@ -265,6 +265,16 @@ def test_restarts_try_again_only_what_is_still_right(
     assert (margin(trained, best, y) <= margin(trained, first, y)).all()
 
 
+def test_restarts_end_when_nothing_is_right_and_no_images_are_no_trouble(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits[0][:20], digits[1][:20]
+    x_adv = PGD(restarts=3)(trained, x, y)
+    assert (margin(trained.eval(), x_adv, y) < 0).all()
+    for attack in (PGD(), FGSM()):
+        assert attack(trained, x[:0], y[:0]).shape == (0, 1, 28, 28)
+
+
 def test_one_gradient_serves_fgsm_at_every_radius(
     trained: MnistCNN, digits: tuple[Tensor, Tensor]
 ) -> None:

@@ -328,17 +328,93 @@ class Counting(MnistCNN):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv3(self.conv2(self.conv1(x).relu()).relu()).relu()
-        return cast(Tensor, self.linear(x.view(-1, 64)))
+        return cast(Tensor, self.linear(x.view(-1, 8)))
 
 
-def test_a_network_that_cannot_lose_channels_is_refused_before_training(
+def test_a_network_that_cannot_lose_channels_keeps_them(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    network = ["--model.network", "tests.test_cli.Counting"]
-    filters = ["--model.network.init_args.filters", "[8, 8, 64]"]
-    told = refused(capsys, "fit", "--config", TINY, *network, *filters, *FILTERS)
-    assert "Counting does not run without the channels of pruned filters" in told
+    args = ["fit", "--config", TINY, "--model.network", "tests.test_cli.Counting", *FILTERS]
+    args += ["--model.network.init_args.filters", "[8, 8, 8]"]
+    assert "Counting depends on its number of channels" in refused(capsys, *args, *NARROW)
+    with pytest.warns(UserWarning, match="those that are silent stay in it"):
+        main(args)
+    with pytest.warns(UserWarning, match="those that are silent stay in it"):
+        main(["test"])
+    assert (newest_run() / "robustness.json").is_file()
+
+
+def test_an_optimizer_whose_state_cannot_lose_channels_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    optimizer = ["--model.fine_tuning.optimizer", "torch.optim.Adafactor"]
+    told = refused(capsys, "fit", "--config", TINY, *optimizer, *FILTERS, *NARROW)
+    assert "pruning.narrow: Adafactor keeps more than numbers by weight" in told
     assert not Path("lightning_logs/tiny/version_0/checkpoints").exists()
+
+
+def test_rounding_up_to_everything_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    rounded = ["--pruning.keep_multiple_of", "8"]
+    told = refused(capsys, "fit", "--config", TINY, *FILTERS, *rounded)
+    assert "pruning.keep_multiple_of: 8 rounds every layer up to all of its filters" in told
+
+
+def test_a_narrow_run_killed_in_its_last_moments_is_brought_to_its_end(run: Path) -> None:
+    new = fine_tune(run, *NARROW)
+    before = load_file(new / "weights.safetensors")
+    for name in ("summary.json", "weights.safetensors", "pruning.json"):
+        (new / name).unlink()
+    main(["fit", "--ckpt_path", str(new)])
+    assert_equal(load_file(new / "weights.safetensors"), before)
+    assert (new / "pruning.json").is_file()
+
+
+def test_checkpoints_of_every_kind_hold_the_full_shape(run: Path) -> None:
+    """Weights alone while the narrow network trains, and all of it after training."""
+    new = fine_tune(run, *NARROW, *SAVING)
+    shapes = {name: value.shape for name, value in weights(run).items()}
+    for file in ("while.ckpt", "after.ckpt"):
+        state = torch.load(new / file, weights_only=True)
+        assert {name: value.shape for name, value in state["state_dict"].items()} == shapes
+    moments = state["optimizer_states"][0]["state"]
+    assert [m["momentum_buffer"].shape for m in moments.values()] == list(shapes.values())
+
+
+class Saving(Callback):
+    """Saves weights alone in the middle of fine-tuning, and everything after training."""
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch == 3:
+            trainer.save_checkpoint(Path(trainer.log_dir) / "while.ckpt", weights_only=True)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.save_checkpoint(Path(trainer.log_dir) / "after.ckpt", weights_only=False)
+
+
+SAVING = ["--trainer.callbacks", "tests.test_cli.Saving"]
+
+
+def test_a_network_that_does_not_fit_the_images_is_refused_before_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    few = ["--model.network.init_args.classes", "5"]
+    told = refused(capsys, "fit", "--config", TINY, *few)
+    assert "model.network: MnistCNN has 5 classes, but the data 10" in told
+    wide = ["--model.network", "prunerob.networks.WideResNet", "--model.network.depth", "10"]
+    told = refused(capsys, "fit", "--config", TINY, *wide)
+    assert "WideResNet does not take images (1, 28, 28): images have 1 channels" in told
+    assert not Path("lightning_logs/tiny/version_0/checkpoints").exists()
+
+
+def test_filter_pruned_wide_resnets_are_attacked_tested_and_validated() -> None:
+    """Evaluation runs in inference mode, whose tensors autograd refuses."""
+    network = ["--model.network", "prunerob.networks.WideResNet", "--model.network.depth", "10"]
+    network += ["--model.network.widen_factor", "1", "--model.network.mean", "[0.1]"]
+    network += ["--model.network.std", "[0.3]", "--data.train_size", "64"]
+    main(["fit", "--config", TINY, *network, *FILTERS, "--data.init_args.test_size", "20"])
+    for command in ("test", "validate"):
+        main([command])
+    main(["test", "--model.worst_case_attacks", "{more: {class_path: prunerob.attacks.FGSM}}"])
 
 
 def test_training_without_validation_images() -> None:

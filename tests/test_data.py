@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.io import write_jpeg, write_png
 
 from prunerob.data import MNIST, CropAndFlip, ImageFolder
@@ -241,7 +243,7 @@ def test_training_images_vary_by_epoch_and_seed_and_others_do_not() -> None:
 
 @pytest.mark.parametrize("padding", [-1, 28])
 def test_padding_that_cannot_be_mirrored_is_refused(padding: int) -> None:
-    with pytest.raises(ValueError, match=f"padding of CropAndFlip: {padding}"):
+    with pytest.raises(ValueError, match=f"^padding of CropAndFlip: {padding}"):
         next(iter(MNIST(augmentation=CropAndFlip(padding=padding)).train_dataloader()))
 
 
@@ -278,9 +280,9 @@ def test_folders_of_images_are_a_data_set(folder: Path, grey: bool) -> None:
 
 
 def test_what_is_wrong_with_a_folder_is_told(folder: Path) -> None:
-    def told(where: Path = folder) -> str:
+    def told(where: Path = folder, *, grey: bool = False) -> str:
         with pytest.raises(UserError) as error:
-            ImageFolder(folder=str(where)).load()
+            ImageFolder(folder=str(where), grey=grey).load()
         return str(error.value)
 
     assert "there is no folder" in told(folder / "nowhere")
@@ -288,6 +290,10 @@ def test_what_is_wrong_with_a_folder_is_told(folder: Path) -> None:
     bad.write_bytes(b"no image")
     assert told().startswith(f"{bad}: not a readable")
     bad.unlink()
+    deep = folder / "train" / "dog" / "deep.png"
+    Image.fromarray(np.full((5, 6), 40000, dtype=np.uint16)).save(deep)
+    assert "deep.png: has more than 8 bits a colour" in told(grey=True)
+    deep.unlink()
     write_png(torch.zeros(3, 5, 7, dtype=torch.uint8), str(folder / "test" / "dog" / "wide.png"))
     assert "wide.png: 7x5 pixels, but the data set's are 6x5" in told()
     (folder / "test" / "dog" / "wide.png").unlink()

@@ -11,7 +11,7 @@ from torch import nn
 
 from prunerob.attacks import PGD
 from prunerob.attacks.pgd import margin
-from prunerob.networks import MnistCNN, WideResNet
+from prunerob.networks import Channels, MnistCNN, WideResNet
 from prunerob.networks.narrow import NarrowCopy, find_narrowing
 from prunerob.pruning import filter_l1, random_filters, weight_magnitude
 from prunerob.pruning.masks import apply_masks, make_masks
@@ -98,27 +98,85 @@ def test_weights_and_optimizer_go_to_the_narrow_network_and_back(kind: str, seed
         assert torch.equal(value, before[name]), name
 
     # One step of the narrow network is, in the full shape, one step of the masked one.
-    states = []
+    optimizers = []
     for model in (both.narrow, network):
-        optimizer = torch.optim.Adam(model.parameters(), 0.01, weight_decay=0.1)
+        weights = [p for p in model.parameters() if p.dim() > 1]
+        others = [p for p in model.parameters() if p.dim() <= 1]
+        groups = [{"params": weights, "weight_decay": 0.1}, {"params": others}]
+        optimizer = torch.optim.Adam(groups if seed % 2 else model.parameters(), 0.01)
         model.eval()
         model(x).square().sum().backward()
         optimizer.step()
-        states.append(optimizer.state_dict())
+        optimizers.append(optimizer)
+    narrow_state, masked_state = (optimizer.state_dict() for optimizer in optimizers)
     apply_masks(network, masks)
     masked = {name: value.clone() for name, value in network.state_dict().items()}
     both.update_wide()
     for name, value in network.state_dict().items():
         # Adam's step is sensitive to rounding where a gradient is nearly 0.
         assert ((value - masked[name]).abs() > 1e-4).float().mean() < 0.02, name
-    wide = both.widen_optimizer_state(states[0])
-    for position, moments in states[1]["state"].items():
+    wide = both.widen_optimizer_state(narrow_state, optimizers[0])
+    for position, moments in masked_state["state"].items():
         other = wide["state"][position]
         torch.testing.assert_close(other["exp_avg"], moments["exp_avg"], atol=1e-4, rtol=1e-3)
-    back = both.narrow_optimizer_state(wide)
-    for position, moments in states[0]["state"].items():
+    back = both.narrow_optimizer_state(wide, optimizers[0])
+    for position, moments in narrow_state["state"].items():
         assert torch.equal(back["state"][position]["exp_avg_sq"], moments["exp_avg_sq"])
         assert torch.equal(back["state"][position]["step"], moments["step"])
+
+
+class Grouped(nn.Module):
+    """A convolution in two groups between two plain ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3)
+        self.conv2 = nn.Conv2d(8, 8, 3, groups=2)
+        self.conv3 = nn.Conv2d(8, 6, 3)
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv3(self.conv2(self.conv1(x).relu()).relu()).relu()
+        logits: torch.Tensor = self.linear(x.mean((2, 3)))
+        return logits
+
+    def channels(self) -> dict[str, Channels]:
+        return {
+            "conv1": Channels(readers=("conv2",)),
+            "conv2": Channels(readers=("conv3",)),
+            "conv3": Channels(readers=("linear",)),
+        }
+
+
+def test_grouped_convolutions_keep_their_channels() -> None:
+    torch.manual_seed(0)
+    network, x = Grouped(), torch.rand(2, 1, 9, 9)
+    with torch.no_grad():
+        network.conv3.weight[:, [0, 5]] = 0
+        network.conv2.weight[:, 1] = 0
+        network.linear.weight[:, 2] = 0
+    narrow = find_narrowing(network).network(network)
+    assert isinstance(narrow, Grouped)
+    assert [len(c.weight) for c in (narrow.conv1, narrow.conv2, narrow.conv3)] == [8, 8, 5]
+    torch.testing.assert_close(narrow(x), network(x))
+
+
+class Mixing(MnistCNN):
+    """A network in which silent channels count: a mean over channels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv3(self.conv2(self.conv1(x).relu()).relu()).relu()
+        logits: torch.Tensor = self.linear((x + x.mean(1, keepdim=True)).flatten(1))
+        return logits
+
+
+def test_networks_that_depend_on_their_number_of_channels_are_found_out() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 1, 28, 28)
+    for kind, agrees in ((MnistCNN, True), (Mixing, False)):
+        network = kind().eval()
+        apply_masks(network, make_masks(network, filter_l1(network, 0), 0.5, reading="filters"))
+        assert NarrowCopy(network, find_narrowing(network)).agrees(x) is agrees
 
 
 def test_attacks_on_the_narrow_network_are_those_on_the_masked_one(

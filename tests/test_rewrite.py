@@ -20,6 +20,7 @@ from prunerob.networks.rewrite import AsItIs
 from prunerob.networks.wide_resnet import FoldedWideResNet
 from prunerob.pixels import Pixels
 
+SHAPE = torch.Size((1, 28, 28))
 widths = st.tuples(*[st.integers(1, 20)] * 3)
 
 
@@ -31,7 +32,7 @@ def test_logits_and_gradients_are_the_network_s(
     torch.manual_seed(seed)
     network = MnistCNN(filters=filters, classes=classes).eval()
     x = torch.rand(batch, 1, 28, 28)
-    fast = rewrite(network)
+    fast = rewrite(network, SHAPE)
     assert isinstance(fast, PackedMnistCNN)
     packed = fast.pack(x)
     assert torch.equal(fast.unpack(packed), x)
@@ -60,7 +61,7 @@ def test_a_wide_resnet_is_folded_exactly(shape: tuple[int, int], seed: int) -> N
     network.eval()
     state = copy.deepcopy(network.state_dict())
     x = torch.rand(2, 3, 32, 32).requires_grad_()
-    fast = rewrite(network)
+    fast = rewrite(network, x.shape[1:])
     assert isinstance(fast, FoldedWideResNet)
     packed = fast.pack(x.detach()).requires_grad_()
     logits, folded = network(x), fast(packed)
@@ -72,7 +73,7 @@ def test_a_wide_resnet_is_folded_exactly(shape: tuple[int, int], seed: int) -> N
     )
     # A ReLU whose input is within rounding of 0 passes in one and not in the other.
     error = (fast.unpack(fast_gradient) - plain).abs()
-    assert error.median() <= 1e-5 * plain.abs().max()
+    assert (error > 1e-4 * plain.abs().max()).float().mean() < 0.02
     assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
 
 
@@ -88,7 +89,7 @@ def test_adversarial_accuracy_is_that_of_the_plain_path(
     """Trained weights, real images; signs of gradients within rounding of 0 may differ."""
     x, y = digits
     plain_network = by_the_plain_path(trained).eval()
-    assert isinstance(rewrite(plain_network), AsItIs)
+    assert isinstance(rewrite(plain_network, SHAPE), AsItIs)
     for attack in (FGSM(eps=Pixels(eps)), PGD(eps=Pixels(eps), precision="float32")):
         fast, plain = attack(trained, x, y), attack(plain_network, x, y)
         assert (fast != plain).float().mean() < 0.02
@@ -119,19 +120,43 @@ class Shifted(MnistCNN):
 
 
 def test_a_subclass_with_another_forward_takes_the_plain_path() -> None:
-    assert isinstance(rewrite(Shifted()), AsItIs)
+    assert isinstance(rewrite(Shifted(), SHAPE), AsItIs)
     x = torch.rand(2, 1, 28, 28)
     network = Shifted().eval()
-    torch.testing.assert_close(rewrite(network)(rewrite(network).pack(x)), network(x))
+    fast = rewrite(network, SHAPE)
+    torch.testing.assert_close(fast(fast.pack(x)), network(x))
 
 
 def test_hooks_are_not_passed_by() -> None:
     network = MnistCNN()
-    assert isinstance(rewrite(network), PackedMnistCNN)
+    assert isinstance(rewrite(network, SHAPE), PackedMnistCNN)
     handle = network.conv2.register_forward_hook(lambda *_: None)
-    assert isinstance(rewrite(network), AsItIs)
+    assert isinstance(rewrite(network, SHAPE), AsItIs)
     handle.remove()
-    assert isinstance(rewrite(network), PackedMnistCNN)
+    assert isinstance(rewrite(network, SHAPE), PackedMnistCNN)
+
+
+def test_a_network_that_is_not_as_built_takes_the_plain_path() -> None:
+    assert isinstance(rewrite(MnistCNN(), torch.Size((1, 30, 30))), AsItIs)
+    for name, layer in (
+        ("conv1", nn.Conv2d(1, 32, 8, stride=2, padding=3, bias=False)),
+        ("conv1", nn.Conv2d(1, 32, 8, stride=2, padding=2)),
+        ("conv2", nn.Sequential(nn.Conv2d(32, 64, 6, stride=2))),
+    ):
+        network = MnistCNN()
+        setattr(network, name, layer)
+        assert isinstance(rewrite(network, SHAPE), AsItIs)
+    wide = WideResNet(10, 1)
+    colour = torch.Size((3, 32, 32))
+    assert isinstance(rewrite(wide.eval(), colour), FoldedWideResNet)
+    wide.stage1[0].bn2 = nn.Identity()
+    assert type(rewrite(wide, colour)) is AsItIs
+    network = MnistCNN()
+    network.forward = lambda x: x.flatten(1)  # type: ignore[method-assign]
+    assert isinstance(rewrite(network, SHAPE), AsItIs)
+    assert isinstance(rewrite(torch.compile(MnistCNN()), SHAPE), AsItIs)
+    x = torch.rand(2, 1, 30, 30)
+    assert FGSM()(MnistCNN(), x, torch.zeros(2, dtype=torch.int64)).shape == x.shape
 
 
 @pytest.mark.parametrize("attack", [FGSM(), PGD(steps=3), PGD(steps=3, precision="float32")])

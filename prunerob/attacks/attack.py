@@ -40,6 +40,8 @@ class Attack(ABC):
         Returns:
             adversarial examples, float32, (B, C, H, W), within eps of x and in [0, 1].
         """
+        if not len(x):
+            return x.clone()
         if key is None:
             key = torch.arange(len(x), device=x.device)
         with _attacking(network, x.device):

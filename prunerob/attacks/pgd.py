@@ -83,6 +83,8 @@ class PGD(Attack):
         best_margin = margin(network, best, y)
         for restart in range(1, self.restarts):
             right = (best_margin >= 0).nonzero().squeeze(1)
+            if not len(right):
+                break
             new = attempt(restart, right)
             new_margin = margin(network, new, y[right])
             better = new_margin < best_margin[right]
@@ -100,11 +102,13 @@ class PGD(Attack):
         whether they are is then asked in float32.
         """
         dtype = self._gradient_dtype(x.device, scaled=False)
-        fast = rewrite(network)
+        fast = rewrite(network, x.shape[1:])
         wrong = torch.zeros_like(y, dtype=torch.bool)
+        x_adv = torch.empty_like(x)
         for restart in range(self.restarts):
             right = (~wrong).nonzero().squeeze(1)
-            x_adv = self._start(x, self.eps, key, restart)
+            for part in torch.split(right, batch_size):
+                x_adv[part] = self._start(x[part], self.eps, key[part], restart)
             for done in range(0, self.steps, STEPS_BETWEEN_CHECKS):
                 steps = min(STEPS_BETWEEN_CHECKS, self.steps - done)
                 last = done + steps == self.steps
@@ -162,12 +166,13 @@ def climb(
     Returns:
         the last iterate, float32, (B, C, H, W), and the logits at the one before it.
     """
-    eps, step_size = per_image(eps, x), per_image(step_size, x)
+    eps = per_image(eps, x)
     # The ball and [0, 1] are both boxes, so one clamp to their intersection projects onto both.
     low, high = (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
     # Laid out once for the whole loop: steps and projections go pixel by pixel, in any order.
-    fast = rewrite(network)
+    fast = rewrite(network, x.shape[1:])
     x_adv, low, high = map(fast.pack, (start.clamp(low, high), low, high))
+    step_size = per_image(step_size, x_adv)
     for _ in range(steps):
         gradient, logits = input_gradient(fast, x_adv, y, dtype)
         x_adv = (x_adv + step_size * gradient.sign()).clamp(low, high)

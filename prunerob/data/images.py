@@ -73,7 +73,7 @@ class Batches:
         self.images = images
         self.index = index
         self.augmentation = augmentation
-        self.prepared = augmentation.prepare(images.pixels)
+        self._prepared: Tensor | None = None
         self.size = size
         self.shuffle_seed = shuffle_seed
         self.epoch = epoch
@@ -86,9 +86,14 @@ class Batches:
         if self.shuffle_seed is not None:
             generator = np.random.default_rng([self.shuffle_seed, epoch])
             index = index[torch.from_numpy(generator.permutation(len(index)))]
-        for chosen in torch.split(index.to(self.images.pixels.device), self.size):
-            key = image_keys(chosen, seed=seed, purpose="augmentation", epoch=epoch)
-            pixels = self.augmentation.take(self.prepared, chosen, key)
+        if self._prepared is None:
+            self._prepared = self.augmentation.prepare(self.images.pixels)
+        index = index.to(self.images.pixels.device)
+        keys = image_keys(index, seed=seed, purpose="augmentation", epoch=epoch)
+        for chosen, key in zip(
+            torch.split(index, self.size), torch.split(keys, self.size), strict=True
+        ):
+            pixels = self.augmentation.take(self._prepared, chosen, key)
             yield Batch(pixels.float().div_(255), self.images.labels[chosen], chosen)
 
 
@@ -271,6 +276,8 @@ def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
         pixels = decode_image(str(file), ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB)
     except RuntimeError:
         raise UserError(f"{file}: not a readable PNG or JPEG image") from None
+    if pixels.dtype != torch.uint8:
+        raise UserError(f"{file}: has more than 8 bits a colour; convert it to 8")
     if len(shape) > 1 and pixels.shape[1:] != shape[1:]:
         height, width = pixels.shape[1:]
         raise UserError(

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from prunerob.networks.channels import ChannelMap
 
@@ -108,6 +109,7 @@ class NarrowCopy:
         narrowing: what stays of it.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, wide: nn.Module, narrowing: Narrowing) -> None:
         self.wide = wide
         self.narrow = narrowing.network(wide)
@@ -119,6 +121,7 @@ class NarrowCopy:
         self.narrow.to(device)
         self.narrowing = self.narrowing.to(device)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def update_narrow(self) -> nn.Module:
         """Take over the present weights and modes of the wide network."""
@@ -135,39 +138,68 @@ class NarrowCopy:
             wide.copy_(self.narrowing.widen(name, narrow, wide))
         return self.wide
 
-    def narrow_optimizer_state(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Fit an optimizer's state of the wide network's parameters to the narrow one's."""
+    @torch.no_grad()
+    def agrees(self, x: Tensor) -> bool:
+        """Whether both networks answer the same up to rounding; called in evaluation mode.
 
-        def narrow(name: str, wide: Tensor, value: Tensor) -> Tensor:
-            return self.narrowing.narrow(name, value)
+        They do not where a network depends on its number of channels, as by `view(-1, 1600)`, or a
+        normalisation over several channels.
 
-        return self._each_moment(state, narrow)
+        Args:
+            x: images, float, (B, C, H, W).
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            wide = self.wide(x)
+            try:
+                narrow = self.update_narrow()(x)
+            except Exception:  # a network of the user's may fail in any way
+                return False
+        return bool(torch.allclose(wide, narrow, rtol=1e-3, atol=1e-3 * float(wide.abs().max())))
 
-    def widen_optimizer_state(self, state: dict[str, Any]) -> dict[str, Any]:
+    def narrow_optimizer_state(self, state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+        """Fit an optimizer's state of the wide network's parameters to the narrow one's.
+
+        Args:
+            state: of an optimizer of the wide network.
+            optimizer: one of the narrow network, which tells the order of its parameters.
+        """
+        return self._each_moment(state, optimizer, self._narrow_moment)
+
+    def widen_optimizer_state(self, state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
         """Fit an optimizer's state of the narrow network's parameters to the wide one's.
 
         What was taken out gets zeros, as it has where it was masked all along.
+
+        Args:
+            state: of the optimizer.
+            optimizer: one of the narrow network.
         """
+        return self._each_moment(state, optimizer, self._widen_moment)
 
-        def widen(name: str, wide: Tensor, value: Tensor) -> Tensor:
-            return self.narrowing.widen(name, value, torch.zeros_like(wide, device=value.device))
+    def _narrow_moment(self, name: str, value: Tensor) -> Tensor:
+        wide = self.wide.get_parameter(name)
+        return self.narrowing.narrow(name, value) if value.shape == wide.shape else value
 
-        return self._each_moment(state, widen)
+    def _widen_moment(self, name: str, value: Tensor) -> Tensor:
+        if value.shape != self.narrow.get_parameter(name).shape:
+            return value
+        zeros = torch.zeros_like(self.wide.get_parameter(name), device=value.device)
+        return self.narrowing.widen(name, value, zeros.to(value.dtype))
 
     def _each_moment(
-        self, state: dict[str, Any], change: Callable[[str, Tensor, Tensor], Tensor]
+        self, state: dict[str, Any], optimizer: Optimizer, change: Callable[[str, Tensor], Tensor]
     ) -> dict[str, Any]:
-        """Change what an optimizer keeps in the shape of a parameter; parameters go by position."""
-        changed = {}
-        for position, (name, wide) in enumerate(self.wide.named_parameters()):
-            moments = state["state"].get(position, {})
-            changed[position] = {
-                key: change(name, wide, value)
-                if isinstance(value, Tensor) and value.dim() > 0
-                else value
+        """Change what an optimizer keeps in the shape of a parameter."""
+        names = {id(parameter): name for name, parameter in self.narrow.named_parameters()}
+        order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+        changed = {
+            position: {
+                key: change(order[position], value) if isinstance(value, Tensor) else value
                 for key, value in moments.items()
             }
-        return {**state, "state": {p: moments for p, moments in changed.items() if moments}}
+            for position, moments in state["state"].items()
+        }
+        return {**state, "state": changed}
 
     def _tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Name, wide and narrow tensor of all that the networks hold."""
@@ -196,9 +228,12 @@ def find_narrowing(network: nn.Module, alive: Mapping[str, Tensor] | None = None
     read: dict[str, Tensor] = {}
     # From the last layer back: what only unread channels read is unread, too.
     for name in reversed(list(channels)):
-        count = len(network.get_submodule(name).get_parameter("weight"))
-        marks = [_read_by(reader, count, alive, read) for reader in channels[name].readers]
-        read[name] = torch.stack(marks).any(0) if marks else torch.ones(count, dtype=torch.bool)
+        layer = network.get_submodule(name)
+        count = len(layer.get_parameter("weight"))
+        marks = [_read_by(network, reader, count, alive, read) for reader in channels[name].readers]
+        if not marks or getattr(layer, "groups", 1) != 1:
+            marks = [torch.ones(count, dtype=torch.bool)]
+        read[name] = torch.stack(marks).any(0)
         read[name][0] |= ~read[name].any()
 
     kept: dict[str, Positions] = {}
@@ -222,11 +257,16 @@ def find_narrowing(network: nn.Module, alive: Mapping[str, Tensor] | None = None
 
 
 def _read_by(
-    reader: str, channels: int, alive: Mapping[str, Tensor], read: Mapping[str, Tensor]
+    network: nn.Module,
+    reader: str,
+    channels: int,
+    alive: Mapping[str, Tensor],
+    read: Mapping[str, Tensor],
 ) -> Tensor:
     """Which channels a layer reads, as far as its own outputs are read; bool, (channels,)."""
     weight = alive.get(f"{reader}.weight")
-    if weight is None:
+    # Grouped convolutions need their channels in groups of one size: none is taken out.
+    if weight is None or getattr(network.get_submodule(reader), "groups", 1) != 1:
         return torch.ones(channels, dtype=torch.bool)
     weight = weight.cpu()
     if reader in read:

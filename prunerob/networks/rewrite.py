@@ -9,7 +9,7 @@ go pixel by pixel, so the whole loop runs in the rewrite's layout.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +34,18 @@ class Rewrite(nn.Module, ABC):
         """Logits, float, (B, classes), of packed images: those of the network up to rounding."""
 
 
-@runtime_checkable
 class Rewritable(Protocol):
     """A network that knows an exact rewrite of itself."""
 
-    def rewrite(self) -> Rewrite:
-        """Lay out the present weights; called once per attack, in evaluation mode."""
+    def rewrite(self, shape: torch.Size) -> Rewrite | None:
+        """Lay out the present weights; called once per attack, in evaluation mode.
+
+        Args:
+            shape: of the images, (C, H, W).
+
+        Returns:
+            the rewrite; None if there is none for such images, or for the network as it is.
+        """
         ...
 
 
@@ -68,23 +74,23 @@ class AsItIs(Rewrite):
         return logits
 
 
-def rewrite(network: nn.Module) -> Rewrite:
+def rewrite(network: nn.Module, shape: torch.Size) -> Rewrite:
     """The fastest known form of a network for an attack.
 
-    A network's own rewrite is taken if it speaks for the `forward` in use: not where a subclass
-    has another `forward`, nor where hooks listen to the modules that a rewrite passes by.
+    A network's own rewrite is taken if it speaks for the `forward` in use: not where a subclass or
+    the object itself has another `forward`, nor where hooks listen to the modules that a rewrite
+    passes by.
 
     Args:
         network: any network, or a rewrite, which is taken as it is.
+        shape: of the images, (C, H, W).
     """
     if isinstance(network, Rewrite):
         return network
-    if not isinstance(network, Rewritable):
-        return AsItIs(network)
     bases = type(network).__mro__
-    rewriting, computing = (
-        next(i for i, base in enumerate(bases) if name in vars(base))
-        for name in ("rewrite", "forward")
-    )
+    computing = next(i for i, base in enumerate(bases) if "forward" in vars(base))
+    rewriting = next((i for i, base in enumerate(bases) if "rewrite" in vars(base)), len(bases))
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
-    return AsItIs(network) if computing < rewriting or hooked else network.rewrite()
+    if rewriting <= computing and "forward" not in vars(network) and not hooked:
+        return cast(Rewritable, network).rewrite(shape) or AsItIs(network)
+    return AsItIs(network)

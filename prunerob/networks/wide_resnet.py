@@ -32,7 +32,13 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise images, float, (B, C, H, W)."""
+        """Normalise images, float, (B, C, H, W).
+
+        Raises:
+            ValueError: the images have another number of channels.
+        """
+        if x.shape[1] != len(self.mean):
+            raise ValueError(f"images have {x.shape[1]} channels, mean and std {len(self.mean)}")
         return (x - self.mean) / self.std
 
 
@@ -135,9 +141,16 @@ class WideResNet(nn.Module):
         logits: Tensor = self.linear(self.bn(features).relu().mean((2, 3)))
         return logits
 
-    def rewrite(self) -> FoldedWideResNet:
+    def rewrite(self, shape: torch.Size) -> FoldedWideResNet | None:
         """The same function with fewer normalisations; see `prunerob.networks.rewrite`."""
-        return FoldedWideResNet(self)
+        blocks = [block for stage in (self.stage1, self.stage2, self.stage3) for block in stage]
+        as_built = all(
+            type(block) is WideBlock
+            and type(block.conv1) is nn.Conv2d
+            and type(block.bn2) is nn.BatchNorm2d
+            for block in blocks
+        )
+        return FoldedWideResNet(self) if as_built else None
 
     def channels(self) -> Mapping[str, Channels]:
         """Where the output of each block's first convolution goes: what can be taken out exactly.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -33,6 +34,9 @@ from prunerob.pruning.masks import (
 from prunerob.robustness import wilson_interval
 from prunerob.runs import run_folder
 from prunerob.tensorboard import log_shares, log_weight_histograms
+
+LATER_SETTINGS = {"keep_multiple_of": 1}
+"""Settings that checkpoints of earlier versions lack, with what they were pruned with."""
 
 
 class Pruning(Callback):
@@ -136,29 +140,52 @@ class Pruning(Callback):
             )
         # Whether the amount can be reached depends on shapes alone, not on the weights.
         masks, scores = self._make_masks(module)
-        if scores_filters(scores):
-            self._try_without_channels(trainer, module, masks)
-        elif self.narrow or self.keep_multiple_of > 1:
+        if not scores_filters(scores) and (self.narrow or self.keep_multiple_of > 1):
             name = "narrow" if self.narrow else "keep_multiple_of"
             raise UserError(
                 f"pruning.{name}: is about filters, but {self.settings['criterion']} scores weights"
             )
-
-    def _try_without_channels(self, trainer: Trainer, module: Classifier, masks: Masks) -> None:
-        """See, before training, that the network runs without channels."""
-        datamodule = cast(Any, trainer).datamodule
-        if datamodule is None:
-            return
-        x = next(iter(datamodule.train_dataloader())).x[:1]
-        narrow = find_narrowing(module.network, masks).network(module.network).eval()
-        try:
-            with torch.no_grad():
-                narrow(x.to(next(narrow.parameters()).device))
-        except RuntimeError as error:
+        if self.amount and not any(bool((~mask).any()) for mask in masks.values()):
             raise UserError(
-                f"pruning.criterion: {type(module.network).__name__} does not run without the "
-                f"channels of pruned filters ({error}); its forward must not depend on their number"
-            ) from None
+                f"pruning.keep_multiple_of: {self.keep_multiple_of} rounds every layer up to all "
+                "of its filters; nothing would be pruned"
+            )
+        if self.narrow:
+            self._try_narrow(trainer, module, scores)
+
+    def _try_narrow(self, trainer: Trainer, module: Classifier, scores: Scores) -> None:
+        """See, before training, that the network and its optimizer can do without channels."""
+        wide = copy.deepcopy(module.network)
+        for name in scores:  # one filter out of each layer
+            apply_masks(wide, make_masks(wide, {name: _first_lowest(scores[name])}, 1e-9))
+        both = NarrowCopy(wide.eval(), find_narrowing(wide))
+        datamodule = cast(Any, trainer).datamodule
+        if datamodule is not None:
+            x = next(iter(datamodule.train_dataloader())).x[:1]
+            if not both.agrees(x.to(next(wide.parameters()).device)):
+                raise UserError(
+                    f"pruning.narrow: {type(module.network).__name__} depends on its number of "
+                    "channels, so they cannot be taken out for training; set it to false"
+                )
+        phase, module.is_fine_tuning = module.is_fine_tuning, True
+        optimizer = module.build_optimizer(wide)
+        module.is_fine_tuning = phase
+        for parameter in wide.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        try:
+            optimizer.step()
+            plain = all(
+                not isinstance(value, torch.Tensor) or value.shape in (parameter.shape, ())
+                for parameter, moments in optimizer.state.items()
+                for value in moments.values()
+            )
+        except (RuntimeError, TypeError):
+            plain = False
+        if not plain:
+            raise UserError(
+                f"pruning.narrow: {type(optimizer).__name__} keeps more than numbers by weight, "
+                "which cannot be taken out with channels; set it to false"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a checkpoint with masks was loaded: compare the settings and take the masks up."""
@@ -172,9 +199,10 @@ class Pruning(Callback):
         saved = self._saved_settings or {}
         for name, value in self.settings.items():
             # A checkpoint from before there was a setting was made with its default.
-            if saved.get(name, value) != value:
+            old = saved.get(name, LATER_SETTINGS.get(name))
+            if old != value:
                 raise UserError(
-                    f"pruning.{name}: the checkpoint was pruned with {saved[name]}, but the "
+                    f"pruning.{name}: the checkpoint was pruned with {old}, but the "
                     f"configuration says {value}; to prune in another way, go on from the "
                     "run's checkpoints/before_pruning.ckpt"
                 )
@@ -201,8 +229,9 @@ class Pruning(Callback):
                 "is kept in the run's checkpoints/before_pruning.ckpt: go on from there"
             )
         self.shares = count_shares(module.network, self.masks, scores)
-        exact, _ = self._make_masks(module, keep_multiple_of=1)
-        self._rounded_up = _pruned(exact) - _pruned(self.masks)
+        if self.keep_multiple_of > 1:
+            exact, _ = self._make_masks(module, keep_multiple_of=1)
+            self._rounded_up = _pruned(exact) - _pruned(self.masks)
         apply_masks(module.network, self.masks)
 
         module.is_fine_tuning = True
@@ -243,11 +272,9 @@ class Pruning(Callback):
     def _take_channels_out(self, module: Classifier) -> None:
         """Give attacks, and if asked fine-tuning, the network without its silent channels."""
         assert self.masks is not None
-        narrowing = find_narrowing(module.network, self.masks)
-        if narrowing.kept:
-            module.narrow_copy = NarrowCopy(module.network, narrowing)
-            if self.narrow:
-                module.network = module.narrow_copy.narrow
+        module.take_channels_out(find_narrowing(module.network, self.masks))
+        if self.narrow:
+            module.train_narrow()
 
     def _hold(self, trainer: Trainer, module: Classifier) -> None:
         """Set pruned weights back to 0 at the end of every optimizer step.
@@ -256,7 +283,7 @@ class Pruning(Callback):
         """
         assert self.masks is not None
         masks = {name: mask.to(module.device) for name, mask in self.masks.items()}
-        if module.is_narrow and module.narrow_copy is not None:
+        if module.optimizes_narrow and module.narrow_copy is not None:
             narrowing = module.narrow_copy.narrowing
             masks = {name: narrowing.narrow(name, mask) for name, mask in masks.items()}
         # A mask that takes nothing away costs time at every step.
@@ -270,19 +297,22 @@ class Pruning(Callback):
             optimizer.register_step_post_hook(reapply)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Back to the full shape: what comes after training sees no difference."""
-        module = cast(Classifier, pl_module)
-        if module.is_narrow and module.narrow_copy is not None:
-            module.network = module.narrow_copy.update_wide()
+        """Measure the result, while the device is at hand."""
+        if self.masks is not None:
+            self._measure(trainer, cast(Classifier, pl_module), "fine-tuned")
 
     # What it did
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report what became of the pruned network."""
+        """Back to the full shape; report what became of the pruned network."""
+        module = cast(Classifier, pl_module)
+        module.widen()
         if self.masks is None:
             return
-        module = cast(Classifier, pl_module)
-        self._measure(trainer, module, "fine-tuned")
+        if module.narrow_copy is not None:
+            module.narrow_copy.to(module.device)
+        if "fine-tuned" not in self.accuracies:  # of a run that was killed after its last epoch
+            self._measure(trainer, module, "fine-tuned")
         log_weight_histograms(trainer, module.network, "3 after fine-tuning")
         folder = run_folder(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -373,19 +403,6 @@ class Pruning(Callback):
             "accuracies": self.accuracies,
         }
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Save the full shape, whatever is trained."""
-        module = cast(Classifier, pl_module)
-        if module.is_narrow and module.narrow_copy is not None:
-            wide = module.narrow_copy.update_wide().state_dict(prefix="network.")
-            checkpoint["state_dict"].update(wide)
-            checkpoint["optimizer_states"] = [
-                module.narrow_copy.widen_optimizer_state(state)
-                for state in checkpoint["optimizer_states"]
-            ]
-
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -400,9 +417,10 @@ class Pruning(Callback):
             return
         self.load_state_dict(state)
         self._take_channels_out(module)
-        if module.is_narrow and module.narrow_copy is not None:
+        if module.optimizes_narrow and module.narrow_copy is not None:
+            optimizer = module.build_optimizer(module.network)
             checkpoint["optimizer_states"] = [
-                module.narrow_copy.narrow_optimizer_state(saved)
+                module.narrow_copy.narrow_optimizer_state(saved, optimizer)
                 for saved in checkpoint["optimizer_states"]
             ]
 
@@ -415,6 +433,11 @@ class Pruning(Callback):
         self.shares = Shares(**state_dict["shares"]) if state_dict["shares"] else None
         self._rounded_up = state_dict.get("rounded_up", 0)
         self.accuracies = state_dict["accuracies"]
+
+
+def _first_lowest(score: torch.Tensor) -> torch.Tensor:
+    """Scores of filters of which the first goes first."""
+    return torch.arange(len(score), device=score.device)
 
 
 def _pruned(masks: Masks) -> int:
