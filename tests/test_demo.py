@@ -21,9 +21,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CONFIG = str(Path(__file__).parent.parent / "configs" / "mnist_quick.yaml")
 
 
-@pytest.fixture(scope="module", params=[0, 1, 2])
+@pytest.fixture(scope="module", params=range(5))
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished and tested run of the demo, for each of three seeds."""
+    """The folder of a finished and tested run of the demo, for each of five seeds."""
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -32,11 +32,11 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return folder / "lightning_logs" / "mnist_quick" / "version_0"
 
 
-def test_a_tenth_of_the_weights_keeps_88_percent_under_pgd(run: Path) -> None:
+def test_a_tenth_of_the_weights_keeps_90_percent_under_pgd(run: Path) -> None:
     assert json.loads((run / "pruning.json").read_text())["shares"]["weights"] >= 0.9
     rows = {r["attack"]: r for r in json.loads((run / "robustness.json").read_text())["rows"]}
     assert rows["PGD 0.3"]["images"] == 10_000
-    assert rows["PGD 0.3"]["accuracy"] >= 0.88
+    assert rows["PGD 0.3"]["accuracy"] >= 0.90
 
 
 def test_bfloat16_attacks_as_strongly_as_float32_on_a_robust_network(run: Path) -> None:
