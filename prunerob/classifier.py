@@ -172,10 +172,11 @@ class Classifier(LightningModule):
         batches = datamodule.train_dataloader()
         x = next(iter(batches)).x[:1].to(self.device)
         name, shape = type(self.network).__name__, tuple(x.shape[1:])
+        precision = self.trainer.precision_plugin
         try:
-            with torch.no_grad(), evaluating(self.network):
-                classes = self.network(x).shape[1]
-        except (RuntimeError, ValueError) as error:
+            with torch.no_grad(), evaluating(self.network), precision.forward_context():
+                classes = self.network(precision.convert_input(x)).shape[1]
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise UserError(
                 f"model.network: {name} does not take images {shape}: {error}"
             ) from None

@@ -353,6 +353,12 @@ def test_an_optimizer_whose_state_cannot_lose_channels_is_refused(
     assert not Path("lightning_logs/tiny/version_0/checkpoints").exists()
 
 
+def test_a_layer_of_one_filter_is_no_hindrance_to_being_narrow() -> None:
+    filters = ["--model.network.init_args.filters", "[1, 8, 8]"]
+    main(["fit", "--config", TINY, *filters, *FILTERS, *NARROW])
+    assert (newest_run() / "summary.json").is_file()
+
+
 def test_rounding_up_to_everything_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     rounded = ["--pruning.keep_multiple_of", "8"]
     told = refused(capsys, "fit", "--config", TINY, *FILTERS, *rounded)
@@ -403,6 +409,11 @@ def test_a_network_that_does_not_fit_the_images_is_refused_before_training(
     wide = ["--model.network", "prunerob.networks.WideResNet", "--model.network.depth", "10"]
     told = refused(capsys, "fit", "--config", TINY, *wide)
     assert "WideResNet does not take images (1, 28, 28): images have 1 channels" in told
+    told = refused(capsys, "fit", "--config", TINY, *wide, *FILTERS, *NARROW)
+    assert "pruning.narrow: a trial of one step failed: images have 1 channels" in told
+    bad = ["--model.fine_tuning.optimizer.init_args.lr", "-1"]
+    told = refused(capsys, "fit", "--config", TINY, *bad, *FILTERS, *NARROW)
+    assert "pruning.narrow: a trial of one step failed: Invalid learning rate" in told
     assert not Path("lightning_logs/tiny/version_0/checkpoints").exists()
 
 

@@ -141,6 +141,8 @@ def test_a_network_that_is_not_as_built_takes_the_plain_path() -> None:
     for name, layer in (
         ("conv1", nn.Conv2d(1, 32, 8, stride=2, padding=3, bias=False)),
         ("conv1", nn.Conv2d(1, 32, 8, stride=2, padding=2)),
+        ("conv1", nn.Conv2d(1, 32, 8, stride=2, padding=3, padding_mode="circular")),
+        ("linear", nn.Linear(64, 10, bias=False)),
         ("conv2", nn.Sequential(nn.Conv2d(32, 64, 6, stride=2))),
     ):
         network = MnistCNN()
@@ -149,8 +151,14 @@ def test_a_network_that_is_not_as_built_takes_the_plain_path() -> None:
     wide = WideResNet(10, 1)
     colour = torch.Size((3, 32, 32))
     assert isinstance(rewrite(wide.eval(), colour), FoldedWideResNet)
-    wide.stage1[0].bn2 = nn.Identity()
-    assert type(rewrite(wide, colour)) is AsItIs
+    for name, layer in (
+        ("conv1", nn.Conv2d(16, 16, 3, padding=1)),
+        ("bn2", nn.BatchNorm2d(16, track_running_stats=False)),
+        ("bn2", nn.Identity()),
+    ):
+        wide = WideResNet(10, 1).eval()
+        setattr(wide.stage1[0], name, layer)
+        assert type(rewrite(wide, colour)) is AsItIs
     network = MnistCNN()
     network.forward = lambda x: x.flatten(1)  # type: ignore[method-assign]
     assert isinstance(rewrite(network, SHAPE), AsItIs)

@@ -59,13 +59,15 @@ class MnistCNN(nn.Module):
     def rewrite(self, shape: torch.Size) -> PackedMnistCNN | None:
         """The same function of packed images; see `prunerob.networks.rewrite`."""
         layers = {self.conv1: (8, 2, 3), self.conv2: (6, 2, 0), self.conv3: (5, 1, 0)}
-        as_built = type(self.linear) is nn.Linear and all(
+        as_built = all(
             type(layer) is nn.Conv2d
             and layer.bias is not None
+            and layer.padding_mode == "zeros"
             and (layer.kernel_size, layer.stride) == ((kernel,) * 2, (stride,) * 2)
             and (layer.padding, layer.dilation, layer.groups) == ((padding,) * 2, (1, 1), 1)
             for layer, (kernel, stride, padding) in layers.items()
         )
+        as_built &= type(self.linear) is nn.Linear and self.linear.bias is not None
         return PackedMnistCNN(self) if as_built and tuple(shape) == (1, 28, 28) else None
 
 

@@ -67,8 +67,8 @@ class Narrowing:
         """
         if name not in self.kept:
             return tensor.clone()
-        rows, columns = (p if p is None else p.to(tensor.device) for p in self.kept[name])
-        full = into.detach().clone()
+        rows, columns = (p if p is None else p.to(into.device) for p in self.kept[name])
+        full, tensor = into.detach().clone(), tensor.to(into.device)
         if rows is None:
             full[:, columns] = tensor
         elif columns is None:

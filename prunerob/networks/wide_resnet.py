@@ -147,7 +147,11 @@ class WideResNet(nn.Module):
         as_built = all(
             type(block) is WideBlock
             and type(block.conv1) is nn.Conv2d
+            and (block.conv1.bias, block.conv1.padding_mode) == (None, "zeros")
+            and (block.conv1.padding, block.conv1.dilation) == ((1, 1), (1, 1))
+            and block.conv1.groups == 1
             and type(block.bn2) is nn.BatchNorm2d
+            and block.bn2.running_mean is not None
             for block in blocks
         )
         return FoldedWideResNet(self) if as_built else None

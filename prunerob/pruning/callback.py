@@ -151,13 +151,22 @@ class Pruning(Callback):
                 "of its filters; nothing would be pruned"
             )
         if self.narrow:
-            self._try_narrow(trainer, module, scores)
+            phase = module.is_fine_tuning
+            try:
+                self._try_narrow(trainer, module, scores)
+            except UserError:
+                raise
+            except (RuntimeError, ValueError, TypeError) as error:
+                raise UserError(f"pruning.narrow: a trial of one step failed: {error}") from None
+            finally:
+                module.is_fine_tuning = phase
 
     def _try_narrow(self, trainer: Trainer, module: Classifier, scores: Scores) -> None:
         """See, before training, that the network and its optimizer can do without channels."""
         wide = copy.deepcopy(module.network)
-        for name in scores:  # one filter out of each layer
-            apply_masks(wide, make_masks(wide, {name: _first_lowest(scores[name])}, 1e-9))
+        for name, score in scores.items():  # one filter out of each layer
+            if len(score) > 1:
+                apply_masks(wide, make_masks(wide, {name: _first_lowest(score)}, 1e-9))
         both = NarrowCopy(wide.eval(), find_narrowing(wide))
         datamodule = cast(Any, trainer).datamodule
         if datamodule is not None:
@@ -167,9 +176,8 @@ class Pruning(Callback):
                     f"pruning.narrow: {type(module.network).__name__} depends on its number of "
                     "channels, so they cannot be taken out for training; set it to false"
                 )
-        phase, module.is_fine_tuning = module.is_fine_tuning, True
+        module.is_fine_tuning = True
         optimizer = module.build_optimizer(wide)
-        module.is_fine_tuning = phase
         for parameter in wide.parameters():
             parameter.grad = torch.zeros_like(parameter)
         try:
@@ -196,7 +204,7 @@ class Pruning(Callback):
                     f"{self._epochs_done} epochs of training; set it to that or later"
                 )
             return
-        saved = self._saved_settings or {}
+        saved = self.settings if self._saved_settings is None else self._saved_settings
         for name, value in self.settings.items():
             # A checkpoint from before there was a setting was made with its default.
             old = saved.get(name, LATER_SETTINGS.get(name))
@@ -306,11 +314,11 @@ class Pruning(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Back to the full shape; report what became of the pruned network."""
         module = cast(Classifier, pl_module)
+        if module.narrow_copy is not None:  # the Trainer has taken the module off its device
+            module.narrow_copy.to(module.device)
         module.widen()
         if self.masks is None:
             return
-        if module.narrow_copy is not None:
-            module.narrow_copy.to(module.device)
         if "fine-tuned" not in self.accuracies:  # of a run that was killed after its last epoch
             self._measure(trainer, module, "fine-tuned")
         log_weight_histograms(trainer, module.network, "3 after fine-tuning")
