@@ -19,7 +19,10 @@ from tests.conftest import SmallCNN
 
 
 def random_network(kind: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
-    """A network whose BatchNorm has seen something, and images for it."""
+    """A network whose BatchNorm has seen something, and images for it.
+
+    In float64, where hardly a ReLU or a step of Adam is so near its corner that rounding turns it.
+    """
     torch.manual_seed(seed)
     network: nn.Module
     if kind == "MnistCNN":
@@ -34,7 +37,7 @@ def random_network(kind: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
             nn.init.uniform_(module.bias, -0.5, 0.5)
             nn.init.uniform_(module.running_mean, -0.5, 0.5)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return network.eval(), x
+    return network.double().eval(), x.double()
 
 
 kinds = st.sampled_from(["MnistCNN", "SmallCNN", "WideResNet"])
@@ -52,7 +55,7 @@ def test_without_its_silent_channels_a_network_answers_the_same(
     by_masks = find_narrowing(network, masks)
     assert narrowing.kept.keys() == by_masks.kept.keys()
     narrow = narrowing.network(network)
-    torch.testing.assert_close(narrow(x), network(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(narrow(x), network(x), atol=1e-10, rtol=1e-9)
 
     pruned = sum(int((~mask).sum()) for mask in masks.values())
     parameters = sum(p.numel() for p in network.parameters())
@@ -63,7 +66,7 @@ def test_without_its_silent_channels_a_network_answers_the_same(
         for module in either.modules():
             if isinstance(module, nn.Dropout):
                 module.eval()
-    torch.testing.assert_close(narrow(x), network(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(narrow(x), network(x), atol=1e-10, rtol=1e-9)
 
 
 def test_weights_that_leave_a_channel_unread_let_it_go() -> None:
@@ -113,12 +116,11 @@ def test_weights_and_optimizer_go_to_the_narrow_network_and_back(kind: str, seed
     masked = {name: value.clone() for name, value in network.state_dict().items()}
     both.update_wide()
     for name, value in network.state_dict().items():
-        # Adam's step is sensitive to rounding where a gradient is nearly 0.
-        assert ((value - masked[name]).abs() > 1e-4).float().mean() < 0.02, name
+        torch.testing.assert_close(value, masked[name], atol=1e-7, rtol=1e-7, msg=name)
     wide = both.widen_optimizer_state(narrow_state, optimizers[0])
     for position, moments in masked_state["state"].items():
         other = wide["state"][position]
-        torch.testing.assert_close(other["exp_avg"], moments["exp_avg"], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(other["exp_avg"], moments["exp_avg"], atol=1e-9, rtol=1e-7)
     back = both.narrow_optimizer_state(wide, optimizers[0])
     for position, moments in narrow_state["state"].items():
         assert torch.equal(back["state"][position]["exp_avg_sq"], moments["exp_avg_sq"])
