@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import statistics
 import time
@@ -28,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import peers
 from prunerob.attacks import PGD
 from prunerob.attacks.attack import has_bfloat16
+from prunerob.attacks.noise import mix
 from prunerob.checkpoints import about_machine
 from prunerob.data import MNIST, CropAndFlip
 from prunerob.data.images import Batches, Images
@@ -144,18 +146,24 @@ def versions(attack: PGD, device: torch.device) -> dict[str, PGD]:
 
 
 def as_peer(attack: PGD) -> peers.Run:
-    """Prunerob's attack with the peers' signature."""
-    return lambda network, x, y: attack(network, x, y)
+    """Prunerob's attack with the peers' signature; like theirs, each call starts elsewhere."""
+    calls = itertools.count()
+
+    def run(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        key = mix(torch.arange(len(x), device=x.device), next(calls))
+        return attack(network, x, y, key=key)
+
+    return run
 
 
 def evaluation(bench: Bench, name: str, network: nn.Module, x: Tensor, y: Tensor, pgd: PGD) -> None:
     """PGD as in a test: image-steps per second, and the accuracy that it leaves."""
     ours = best_layout(network)
-    examples: dict[str, Tensor] = {}
+    examples: dict[str, list[Tensor]] = {}
 
-    def contestant(key: str, run: peers.Run, of: nn.Module) -> Callable[[], object]:
+    def contestant(label: str, run: peers.Run, of: nn.Module) -> Callable[[], object]:
         def go() -> None:
-            examples[key] = run(of, x, y)
+            examples.setdefault(label, []).append(run(of, x, y))
 
         return go
 
@@ -167,18 +175,23 @@ def evaluation(bench: Bench, name: str, network: nn.Module, x: Tensor, y: Tensor
     for label, peer in rivals.items():
         contest[label] = contestant(label, peer(pgd), network)
     seconds = bench.compare(contest)
+    left = {
+        label: statistics.mean(accuracy(network, x_adv, y) for x_adv in tries)
+        for label, tries in examples.items()
+    }
     work = len(x) * pgd.steps
     table = Table(
         f"{name}: PGD-{pgd.steps}, eps {pgd.eps}, batch {len(x)}",
         "image-steps/s",
         {label: work / time for label, time in seconds.items()},
-        {label: f"{accuracy(network, x_adv, y):.4f} left" for label, x_adv in examples.items()},
+        {label: f"{share:.4f} left" for label, share in left.items()},
         tuple(rivals),
     )
     bench.note(table)
-    left = [accuracy(network, x_adv, y) for x_adv in examples.values()]
-    # Different random starts: some images near the boundary fall to one and not the other.
-    assert max(left) - min(left) <= 0.02, f"the attacks on {name} do not agree: {left}"
+    # Random starts differ: some images near the boundary fall in one try and not in another.
+    tolerance = 0.05 / (bench.rounds + 1) ** 0.5
+    spread = max(left.values()) - min(left.values())
+    assert spread <= tolerance, f"the attacks on {name} do not agree: {left}"
 
 
 def ingredients(
