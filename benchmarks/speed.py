@@ -28,10 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
 from prunerob.attacks import PGD
-from prunerob.attacks.attack import has_bfloat16
+from prunerob.attacks.attack import has_bfloat16, misclassified
 from prunerob.attacks.noise import mix
 from prunerob.checkpoints import about_machine
-from prunerob.data import MNIST, CropAndFlip
+from prunerob.data import MNIST, CropAndFlip, NoAugmentation
 from prunerob.data.images import Batches, Images
 from prunerob.networks import MnistCNN, WideResNet
 from prunerob.networks.narrow import find_narrowing
@@ -128,8 +128,7 @@ def in_colour(images: Images, count: int) -> Images:
 
 def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share classified right, in float32."""
-    with torch.no_grad():
-        return float((network(x).argmax(1) == y).float().mean())
+    return 1 - float(misclassified(network, x, y).float().mean())
 
 
 def best_layout(network: nn.Module) -> nn.Module:
@@ -275,19 +274,23 @@ def training(bench: Bench, name: str, network: nn.Module, x: Tensor, y: Tensor, 
 def narrow(bench: Bench, name: str, network: nn.Module, x: Tensor, y: Tensor, pgd: PGD) -> None:
     """A filter-pruned network, masked and really narrower: the attack and a training step."""
     share = 0.75 if isinstance(network, MnistCNN) else 0.6
-    wide = best_layout(network)
-    channels = network.channels()  # type: ignore[operator]
     scores = {}
-    for layer in channels:
+    for layer in network.channels():  # type: ignore[operator]
         # By position: as many filters in each layer, so that the widths do not hang on weights.
-        count = len(wide.get_submodule(layer).get_parameter("weight"))
+        count = len(network.get_submodule(layer).get_parameter("weight"))
         scores[f"{layer}.weight"] = torch.arange(count) / count
-    apply_masks(wide, make_masks(wide, scores, share, reading="filters"))
-    small = find_narrowing(wide).network(wide)
-    rounded = best_layout(network)
-    masks = make_masks(rounded, scores, share, reading="filters", keep_multiple_of=16)
-    apply_masks(rounded, masks)
-    small_rounded = find_narrowing(rounded).network(rounded)
+
+    def pruned(multiple: int) -> nn.Module:
+        masked = best_layout(network)
+        apply_masks(
+            masked,
+            make_masks(masked, scores, share, reading="filters", keep_multiple_of=multiple),
+        )
+        return masked
+
+    def without_channels(masked: nn.Module) -> nn.Module:
+        return find_narrowing(masked).network(masked)
+
     attack = next(iter(versions(pgd, bench.device).values()))
 
     def learn(of: nn.Module) -> Callable[[], object]:
@@ -298,7 +301,11 @@ def narrow(bench: Bench, name: str, network: nn.Module, x: Tensor, y: Tensor, pg
 
         return go
 
-    forms = {"masked": wide, "narrow": small, "narrow, multiples of 16": small_rounded}
+    forms = {
+        "masked": pruned(1),
+        "narrow": without_channels(pruned(1)),
+        "narrow, multiples of 16": without_channels(pruned(16)),
+    }
     for what, contest in (
         (
             f"PGD-{pgd.steps}",
@@ -321,11 +328,10 @@ def narrow(bench: Bench, name: str, network: nn.Module, x: Tensor, y: Tensor, pg
 
 def pipeline(bench: Bench, name: str, network: nn.Module, images: Images, size: int) -> None:
     """The input pipeline's share of standard training: batches served, and a step on them."""
-    augmentation = CropAndFlip() if images.pixels.shape[1] == 3 else None
-    given = {"augmentation": augmentation} if augmentation else {}
+    augmentation = CropAndFlip() if images.pixels.shape[1] == 3 else NoAugmentation()
     count = 64 * size
     index = torch.arange(len(images.labels)).repeat(-(-count // len(images.labels)))[:count]
-    batches = Batches(images, index, size=size, shuffle_seed=0, **given)  # type: ignore[arg-type]
+    batches = Batches(images, index, size=size, shuffle_seed=0, augmentation=augmentation)
     batch = next(iter(batches))
     model = best_layout(network).train()
 

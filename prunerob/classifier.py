@@ -118,6 +118,11 @@ class Classifier(LightningModule):
         return logits
 
     @property
+    def is_narrow(self) -> bool:
+        """Whether the network that is trained has its silent channels taken out."""
+        return self.narrow_copy is not None and self.network is self.narrow_copy.narrow
+
+    @property
     def full_network(self) -> nn.Module:
         """The network in its full shape; its weights may be behind while the narrow one trains."""
         return self.narrow_copy.wide if self.narrow_copy else self.network
@@ -135,7 +140,7 @@ class Classifier(LightningModule):
 
     def widen(self) -> None:
         """Back to the network in its full shape, with the weights of today."""
-        if self.narrow_copy is not None and self.network is self.narrow_copy.narrow:
+        if self.narrow_copy is not None and self.is_narrow:
             self.network = self.narrow_copy.update_wide()
 
     def attacked(self, x: Tensor) -> nn.Module:
@@ -144,7 +149,7 @@ class Classifier(LightningModule):
         Args:
             x: images, as examples: the first is asked whether the network can do without.
         """
-        if self.narrow_copy is None or self.network is self.narrow_copy.narrow:
+        if self.narrow_copy is None or self.is_narrow:
             return self.network
         if not self._agreed:
             with evaluating(self.network):
@@ -221,17 +226,20 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Optimizer and schedule of the phase, training or fine-tuning; called at each's start."""
-        schedule = (self.fine_tuning.schedule if self.is_fine_tuning else None) or self.schedule
-        built = self.build_optimizer(self.network)
-        scheduler = schedule(built, self._phase_steps())
+        built = self.build_optimizer(self.network, is_fine_tuning=self.is_fine_tuning)
+        scheduler = self._phase_schedule(built, self._phase_steps())
         if scheduler is None:
             return {"optimizer": built}
         return {"optimizer": built, "lr_scheduler": scheduler}
 
-    def build_optimizer(self, network: nn.Module) -> Optimizer:
-        """The phase's optimizer of a network's parameters."""
-        optimizer = (self.fine_tuning.optimizer if self.is_fine_tuning else None) or self.optimizer
+    def build_optimizer(self, network: nn.Module, *, is_fine_tuning: bool) -> Optimizer:
+        """The optimizer of one phase, of a network's parameters."""
+        optimizer = (self.fine_tuning.optimizer if is_fine_tuning else None) or self.optimizer
         return optimizer(network.parameters())
+
+    @property
+    def _phase_schedule(self) -> Schedule:
+        return (self.fine_tuning.schedule if self.is_fine_tuning else None) or self.schedule
 
     def _check_optimizers(self) -> None:
         """Build the optimizers and schedules of both phases, to refuse bad settings early.
@@ -266,7 +274,7 @@ class Classifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the phase, whose optimizer's state it is; save the full shape, whatever trains."""
         if self.narrow_copy is not None:
-            if self.network is self.narrow_copy.narrow:
+            if self.is_narrow:
                 wide = self.narrow_copy.update_wide()
                 checkpoint["state_dict"].update(wide.state_dict(prefix="network."))
             if self.optimizes_narrow and "optimizer_states" in checkpoint:
@@ -291,10 +299,9 @@ class Classifier(LightningModule):
         if "is_fine_tuning" not in checkpoint or "phase_steps" not in checkpoint:
             raise UserError("ckpt_path: not a checkpoint of prunerob fit, so it cannot go on")
         self.is_fine_tuning = checkpoint["is_fine_tuning"]
-        schedule = (self.fine_tuning.schedule if self.is_fine_tuning else None) or self.schedule
         steps, saved = self._phase_steps(), checkpoint["phase_steps"]
         over = not self.is_fine_tuning and checkpoint["epoch"] + 1 == self.prune_epoch
-        if steps != saved and not over and schedule.follows_phase:
+        if steps != saved and not over and self._phase_schedule.follows_phase:
             raise UserError(
                 f"ckpt_path: the schedule of the checkpoint's phase runs over {saved} steps, but "
                 f"this configuration's over {steps}; keep trainer.max_epochs, pruning.epoch and "

@@ -151,15 +151,12 @@ class Pruning(Callback):
                 "of its filters; nothing would be pruned"
             )
         if self.narrow:
-            phase = module.is_fine_tuning
             try:
                 self._try_narrow(trainer, module, scores)
             except UserError:
                 raise
             except (RuntimeError, ValueError, TypeError) as error:
                 raise UserError(f"pruning.narrow: a trial of one step failed: {error}") from None
-            finally:
-                module.is_fine_tuning = phase
 
     def _try_narrow(self, trainer: Trainer, module: Classifier, scores: Scores) -> None:
         """See, before training, that the network and its optimizer can do without channels."""
@@ -176,8 +173,7 @@ class Pruning(Callback):
                     f"pruning.narrow: {type(module.network).__name__} depends on its number of "
                     "channels, so they cannot be taken out for training; set it to false"
                 )
-        module.is_fine_tuning = True
-        optimizer = module.build_optimizer(wide)
+        optimizer = module.build_optimizer(wide, is_fine_tuning=True)
         for parameter in wide.parameters():
             parameter.grad = torch.zeros_like(parameter)
         try:
@@ -426,7 +422,7 @@ class Pruning(Callback):
         self.load_state_dict(state)
         self._take_channels_out(module)
         if module.optimizes_narrow and module.narrow_copy is not None:
-            optimizer = module.build_optimizer(module.network)
+            optimizer = module.build_optimizer(module.network, is_fine_tuning=True)
             checkpoint["optimizer_states"] = [
                 module.narrow_copy.narrow_optimizer_state(saved, optimizer)
                 for saved in checkpoint["optimizer_states"]
