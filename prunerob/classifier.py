@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunerob.adversarial_training import AdversarialTraining
-from prunerob.attacks import Attack, NoAttack
+from prunerob.attacks import FGSM, Attack, NoAttack
 from prunerob.attacks.attack import evaluating
 from prunerob.attacks.noise import image_keys
 from prunerob.attacks.pgd import logit_margin
@@ -27,8 +27,10 @@ from prunerob.attacks.suite import perturb_by_each
 from prunerob.data.images import Batch
 from prunerob.errors import UserError
 from prunerob.networks.narrow import NarrowCopy, Narrowing, find_narrowing
-from prunerob.robustness import WORST_CASE, Robustness, RobustnessRecorder
+from prunerob.review import overfits_to_one_step
+from prunerob.robustness import WORST_CASE, Robustness, RobustnessRecorder, Scrutiny
 from prunerob.schedules import Constant, Schedule
+from prunerob.scrutiny import scrutinize
 from prunerob.tensorboard import log_examples
 
 
@@ -54,6 +56,9 @@ class Classifier(LightningModule):
         attacks: the test suite: each attack under the name of its row in the table.
         worst_case_attacks: attacks, by name, that count in the table's worst case alone: they go
             for the images that no other has got wrong, and stop on one where they succeed.
+        scrutinized_images: number of test images, stratified by class, on which a test looks for
+            gradients that are 0 and tries PGD with five times the steps, and the restarts; 0 for
+            none.
         schedule: how the learning rate runs over the training epochs.
         fine_tuning: optimizer and schedule from the prune epoch on.
         adversarial_training: what a training step adds to the clean images.
@@ -75,6 +80,7 @@ class Classifier(LightningModule):
         validation_attack: Attack = NoAttack(),
         validation_attack_images: int = 500,
         worst_case_attacks: dict[str, Attack] = {},  # noqa: B006  (never changed)
+        scrutinized_images: int = 500,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -85,6 +91,15 @@ class Classifier(LightningModule):
                     f"model.{group}: {again[0]!r} is the name of something else already"
                 )
             taken |= suite.keys()
+        for group, others in (
+            ("adversarial_training", [adversarial_training.attack]),
+            ("validation_attack", [validation_attack]),
+            ("worst_case_attacks", worst_case_attacks.values()),
+        ):
+            if any(attack.learns for attack in others):
+                raise UserError(
+                    f"model.{group}: an attack that learns before a test belongs to model.attacks"
+                )
         # A layout, not a change: convolutions of all devices are faster in it.
         self.network = network.to(memory_format=torch.channels_last)
         self.optimizer = optimizer
@@ -95,6 +110,7 @@ class Classifier(LightningModule):
         self.validation_attack_images = validation_attack_images
         self.attacks = attacks
         self.worst_case_attacks = worst_case_attacks
+        self.scrutinized_images = scrutinized_images
         self.seed = seed
         self.prune_epoch: int | None = None
         """Epoch in which fine-tuning begins; set by the Pruning callback, None without pruning."""
@@ -111,6 +127,8 @@ class Classifier(LightningModule):
         """Of the test in TensorBoard, where those of several checkpoints stand side by side."""
         self.robustness: Robustness | None = None
         """What the latest test found."""
+        self._warned_of: bool | None = None
+        """The phase in which catastrophic overfitting was told: fine-tuning or not."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify images (B, C, H, W), pixels in [0, 1], into logits (B, classes)."""
@@ -313,14 +331,17 @@ class Classifier(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin to count the images."""
         self._validated = 0
+        self._right: dict[str, int] = {}
         if self.trainer.state.fn != TrainerFn.FITTING:
             self.take_channels_out(find_narrowing(self.network))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accuracy on clean images and, on the first ones, under the validation attack."""
-        accuracies = self._judge(batch, self._validated)
+        accuracies = self._judge(batch, self.validation_attack_images - self._validated)
         self._validated += len(batch.y)
         for name, correct in accuracies.items():
+            if name != "clean":
+                self._right[name] = self._right.get(name, 0) + int(correct.sum())
             self.log(
                 f"validation/{name}_accuracy",
                 correct.float().mean(),
@@ -329,64 +350,109 @@ class Classifier(LightningModule):
                 batch_size=len(correct),
             )
 
+    def on_validation_epoch_end(self) -> None:
+        """Warn, once a phase, where training against one step has taught to resist but that."""
+        robust, one_step = self._right.get("robust"), self._right.get("one_step")
+        if robust is None or one_step is None or self._warned_of == self.is_fine_tuning:
+            return
+        if overfits_to_one_step(robust, one_step):
+            self._warned_of = self.is_fine_tuning
+            rank_zero_warn(
+                f"catastrophic overfitting: in epoch {self.current_epoch + 1}, of the validation "
+                f"images attacked, {one_step} are classified right under the training's one step "
+                f"and {robust} under the validation attack"
+            )
+
     @torch.no_grad()
-    def measure(self, batches: Iterable[Batch]) -> dict[str, tuple[int, int]]:
+    def measure(
+        self, batches: Iterable[Batch], *, attack_all: bool = False
+    ) -> dict[str, tuple[int, int]]:
         """Validation accuracies, outside the Trainer's loops.
 
         Args:
             batches: validation batches.
+            attack_all: attack all images, not only the first ones.
 
         Returns:
-            images classified right, and images: "clean" and "robust", as far as there are any.
+            images classified right, and images, as `_judge` names them.
         """
-        seen = 0
+        left = 10**9 if attack_all and self.validation_attack_images else 0
+        left = left or self.validation_attack_images
         found: dict[str, list[Tensor]] = {}
         with evaluating(self), self.trainer.precision_plugin.val_step_context():
             for batch in batches:
                 moved = Batch(*(tensor.to(self.device) for tensor in batch))
-                for name, correct in self._judge(moved, seen).items():
+                for name, correct in self._judge(moved, left).items():
                     found.setdefault(name, []).append(correct)
-                seen += len(batch.y)
+                left -= len(batch.y)
         return {
             name: (sum(int(part.sum()) for part in parts), sum(len(part) for part in parts))
             for name, parts in found.items()
         }
 
-    def _judge(self, batch: Batch, seen: int) -> dict[str, Tensor]:
-        """Which images of a validation batch are classified right, clean and under attack."""
+    def _judge(self, batch: Batch, attacked: int) -> dict[str, Tensor]:
+        """Which images of a validation batch are classified right.
+
+        Args:
+            batch: the images.
+            attacked: number of the first ones to attack; none below 1.
+
+        Returns:
+            bool tensors: "clean"; "robust" under the validation attack; and "one_step" under the
+            training attack, if that takes one step only: the probe for catastrophic overfitting.
+        """
         x, y, index = batch
         network = self.attacked(x)
         correct = {"clean": network(x).argmax(1) == y}
-        n = min(len(y), self.validation_attack_images - seen)
+        n = min(len(y), attacked)
         if n > 0 and not isinstance(self.validation_attack, NoAttack):
+            training = self.adversarial_training.attack
+            probes = {"robust": self.validation_attack}
+            if isinstance(training, FGSM):
+                probes["one_step"] = training
             key = image_keys(index[:n], seed=self.seed, purpose="validation")
-            x_adv = self.validation_attack(network, x[:n], y[:n], key=key)
-            correct["robust"] = network(x_adv).argmax(1) == y[:n]
+            for name, attack in probes.items():
+                x_adv = attack(network, x[:n], y[:n], key=key)
+                correct[name] = network(x_adv).argmax(1) == y[:n]
         return correct
 
     # Test
 
     def on_test_epoch_start(self) -> None:
-        """Begin a new record."""
+        """Begin a new record, and let those attacks learn that must."""
         self.take_channels_out(find_narrowing(self.network))
         self._recorder = RobustnessRecorder()
+        self._suite = {"clean": NoAttack(), **self.attacks}
+        for name, attack in self.attacks.items():
+            if attack.learns:
+                self._suite[name] = self._prepare(name, attack)
         self._survivors: list[Batch] = []
         self._batch_size = 0
+
+    def _prepare(self, name: str, attack: Attack) -> Attack:
+        """Let an attack learn, once for all ranks: none may face another substitute."""
+        self.on_attack(name)
+        start = perf_counter()
+        batches = cast(Any, self.trainer).datamodule.test_dataloader()
+        network = self.attacked(next(iter(batches)).x)
+        prepared: Attack = self.trainer.strategy.broadcast(attack.prepare(network, batches))
+        self._recorder.note_learned(name, prepared.learned, perf_counter() - start)
+        return prepared
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Attack a batch with every attack of the suite; each is counted on its final iterate."""
         x, y, index = batch
+        self._batch_size = max(self._batch_size, len(y))
         key = image_keys(index, seed=self.seed, purpose="test")
         network = self.attacked(x)
-        suite = self.suite()
-        examples = perturb_by_each(suite, network, x, y, key=key)
+        examples = perturb_by_each(self._suite, network, x, y, key=key)
         predictions: dict[str, Tensor] = {}
-        for name in suite:
+        for name, attack in self._suite.items():
             self.on_attack(name)
             start = perf_counter()
             x_adv = next(examples)
             logits = network(x_adv)
-            predictions[name] = logits.argmax(1)
+            predictions[name] = logits.argmax(1).masked_fill(attack.leaves_out(index), -1)
             self._recorder.add(
                 name,
                 index=index,
@@ -407,9 +473,8 @@ class Classifier(LightningModule):
                 )
 
         if self.worst_case_attacks:
-            right = torch.stack([prediction == y for prediction in predictions.values()]).all(0)
+            right = torch.stack([(p == y) | (p < 0) for p in predictions.values()]).all(0)
             self._survivors.append(Batch(*(column[right] for column in batch)))
-            self._batch_size = max(self._batch_size, len(y))
             # Several batches' together, so that batches are full; not all, so that memory is not.
             if sum(len(part.y) for part in self._survivors) >= 16 * self._batch_size:
                 self._attack_survivors()
@@ -432,13 +497,21 @@ class Classifier(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Sum the record up into the table."""
         self._attack_survivors()
-        self.robustness = self._recorder.robustness()
+        self.robustness = replace(self._recorder.robustness(), scrutiny=self._scrutinize())
         for row in self.robustness.rows:
             self.log(f"{self.test_name}/{row.attack}", row.accuracy)
 
-    def suite(self) -> Mapping[str, Attack]:
-        """The rows of the test's table: clean images first, then the attacks."""
-        return {"clean": NoAttack(), **self.attacks}
+    def _scrutinize(self) -> Scrutiny | None:
+        """See on some of the test images how far the attacks can be trusted."""
+        datamodule = cast(Any, self.trainer).datamodule
+        if not self.scrutinized_images or datamodule is None:
+            return None
+        self.on_attack("scrutiny")
+        sample = datamodule.test_sample(self.scrutinized_images)
+        x, y, index = Batch(*(tensor.to(self.device) for tensor in sample))
+        key = image_keys(index, seed=self.seed, purpose="test")
+        network, size = self.attacked(x), self._batch_size
+        return scrutinize(network, self._suite, x, y, key=key, batch_size=size)
 
     # Prediction
 

@@ -8,9 +8,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from prunerob import __version__
 from prunerob.errors import UserError
+
+LIGHTNING = ("fit", "validate", "test", "predict")
+"""The commands of Lightning's Trainer."""
+
+MODULES = {
+    **dict.fromkeys(LIGHTNING, "prunerob.commands"),
+    "sweep": "prunerob.sweeps.command",
+    "report": "prunerob.reports.command",
+    "reproduce": "prunerob.reproduce",
+}
+"""Where each command's `run` is; imported only when it is asked for."""
 
 HELP = """\
 usage: prunerob COMMAND [options]
@@ -23,14 +35,18 @@ commands:
             prunerob test --ckpt_path RUN (a run's folder, a checkpoint, a .safetensors file)
   validate  accuracy on the held-out validation images: prunerob validate --ckpt_path RUN
   predict   class and probabilities per image, as CSV: prunerob predict --ckpt_path RUN
+  sweep     many prunings of one configuration: prunerob sweep --config configs/mnist_pgd.yaml
+            --criterion weight,filter --amount 0,0.5,0.9 --seed 0,1,2
+  report    tables, figures and a page about finished runs: prunerob report RUNS
+  reproduce the paper's tables beside ours: prunerob reproduce table1
 
 options:
   -h, --help     show this and exit; `prunerob fit --help` lists every setting of a command
                  and `prunerob fit --data.help prunerob.data.MNIST` those of a class
   --version      show the version and exit
-  --config FILE  (of every command) a configuration; without one, that of the run in --ckpt_path
-  --print_config (of every command) show the whole configuration and exit
-  --KEY VALUE    (of every command) set one key of the configuration: --pruning.amount 0.8
+  --config FILE  (of the first four) a configuration; without one, that of the run in --ckpt_path
+  --print_config (of the first four) show the whole configuration and exit
+  --KEY VALUE    (of the first four) set one key of the configuration: --pruning.amount 0.8
 
 `prunerob fit --ckpt_path RUN` goes on with a run that was interrupted.
 A configuration names classes to import: treat one from a stranger as you would a program.
@@ -53,13 +69,9 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"prunerob {__version__}")
     else:
         try:
-            if args[0] not in ("fit", "validate", "test", "predict"):
-                raise UserError(
-                    f"{args[0]}: no such command; there are fit, validate, test, predict"
-                )
-            from prunerob.commands import run
-
-            run(args)
+            if args[0] not in MODULES:
+                raise UserError(f"{args[0]}: no such command; there are {', '.join(MODULES)}")
+            import_module(MODULES[args[0]]).run(args)
         except (UserError, OSError) as error:
             sys.stderr.write(f"prunerob: error: {one_line(error)}\n")
             raise SystemExit(2) from None

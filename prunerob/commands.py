@@ -21,7 +21,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
 from prunerob import report
-from prunerob.attacks import Attack
+from prunerob.attacks import FGSM, Attack
 from prunerob.checkpoints import Checkpoints, about_machine
 from prunerob.classifier import Classifier
 from prunerob.data import Augmentation, ImageDataModule
@@ -29,6 +29,7 @@ from prunerob.errors import UserError
 from prunerob.pixels import Pixels
 from prunerob.progress import Progress
 from prunerob.pruning import Pruning
+from prunerob.review import review
 from prunerob.runs import (
     CHECKPOINTS,
     Run,
@@ -88,6 +89,15 @@ def run(args: Sequence[str]) -> None:
         CommandLine(command, rest, weights)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+
+
+def resolve(args: Sequence[str]) -> dict[str, Any]:
+    """The whole configuration that a command line of `fit` stands for, in plain values.
+
+    Args:
+        args: what follows `fit`.
+    """
+    return _Configuration("fit", args, None).plain_config()
 
 
 class Parser(LightningArgumentParser):
@@ -240,9 +250,8 @@ class CommandLine(LightningCLI):
         """
         if weights.run is None or weights.file != weights.run.checkpoint():
             return False
-        dumped = self._parser("fit").dump(config, skip_none=False)
         record = yaml.safe_load(weights.run.config.read_text())
-        return {**yaml.safe_load(dumped), "ckpt_path": None} == {**record, "ckpt_path": None}
+        return {**self.plain_config(), "ckpt_path": None} == {**record, "ckpt_path": None}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the progress bar, unless it is not wanted."""
@@ -313,11 +322,19 @@ class CommandLine(LightningCLI):
         model.test_name = weights.result("test").name.replace("_", " ", 1)
         self.trainer.test(model, datamodule=datamodule, verbose=False)
         assert model.robustness is not None
-        about = {"seed": model.seed, **about_machine(model.device)}
+        config = self.plain_config()
+        suite = {group: config["model"][group] for group in ("attacks", "worst_case_attacks")}
+        warnings = review(
+            model.robustness,
+            suite["attacks"],
+            one_step_training=isinstance(model.adversarial_training.attack, FGSM),
+        )
+        about = {"seed": model.seed, **about_machine(model.device), "suite": suite}
+        about["warnings"] = warnings
         files = report.write(model.robustness, weights, about)
         settings = self._hyperparameters()
         report.show_in_tensorboard(self.trainer, model.test_name, model.robustness, settings)
-        report.show(model.robustness, weights)
+        report.show(model.robustness, weights, warnings)
         rank_zero_info("Written: " + ", ".join(str(file) for file in files))
 
     def predict(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
@@ -338,12 +355,37 @@ class CommandLine(LightningCLI):
             )
         return self.weights
 
+    def plain_config(self) -> dict[str, Any]:
+        """The whole configuration of the command, in plain values."""
+        parser = self._parser(self.subcommand)
+        dumped = parser.dump(self.config[self.subcommand], skip_none=False)
+        return cast(dict[str, Any], yaml.safe_load(dumped))
+
     def _hyperparameters(self) -> dict[str, str | float]:
         """The settings that tell runs apart, flat."""
-        config = yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand]))
+        config = self.plain_config()
         flat: dict[str, str | float] = {}
         _flatten({key: config[key] for key in ("seed_everything", "model", "pruning")}, "", flat)
         return flat
+
+
+class _Configuration(CommandLine):
+    """A command line that is read, not run."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing is instantiated."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is instantiated."""
+
+    def _add_instantiators(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
 
 
 def _flatten(value: object, name: str, into: dict[str, str | float]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pytorch_lightning import Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -77,7 +78,7 @@ def write_predictions(
                 table.writerow([names[image] if names else image, int(row.argmax()), *values])
 
 
-def show(robustness: Robustness, weights: Weights) -> None:
+def show(robustness: Robustness, weights: Weights, warnings: Sequence[str]) -> None:
     """Print the table; beside it, if it was tested before, the same network before pruning."""
     dense = accuracies_before_pruning(weights, robustness)
     table = Table(title=f"Robustness of {weights.file}")
@@ -93,7 +94,14 @@ def show(robustness: Robustness, weights: Weights) -> None:
         table.add_row(row.attack, *before, *cells, f"{row.seconds:.1f}")
     if robustness.searches:
         table.caption = f"In the worst case alone: {robustness.told_searches()}"
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for row in robustness.rows:
+        if row.learned:
+            told = ", ".join(f"{name} {value:,.4g}" for name, value in row.learned.items())
+            console.print(f"{row.attack}: {told}", highlight=False)
+    for warning in warnings:
+        console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
 
 
 def show_in_tensorboard(

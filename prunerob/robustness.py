@@ -6,14 +6,20 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from io import StringIO
+from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from prunerob.errors import UserError
+
 WORST_CASE = "worst case"
+FOOLED_BY = "fooled in the worst case by"
+"""Heading of the last column of the file of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +33,14 @@ class Row:
         images: images attacked.
         seconds: time spent attacking and classifying them; the gradient that FGSM's rows share
             counts in the first of them.
+        learned: what the attack learned before it attacked, by name.
     """
 
     attack: str
     correct: int
     images: int
     seconds: float
+    learned: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -63,6 +71,41 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Convergence:
+    """Whether PGD would have found more with more work, on the images of a `Scrutiny`.
+
+    Args:
+        attack: the attack's name.
+        correct: images classified right under the attack as it is.
+        more_steps: with `factor` times as many steps.
+        more_restarts: with as many times the restarts.
+        factor: how much more.
+    """
+
+    attack: str
+    correct: int
+    more_steps: int
+    more_restarts: int
+    factor: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scrutiny:
+    """How far gradients and PGD can be trusted, seen on some of the test images.
+
+    Args:
+        images: number of images looked at.
+        zero_gradients: those on which the gradient of the loss is exactly 0 everywhere, in
+            float32: gradient attacks do not move from there.
+        convergence: of each PGD in the suite.
+    """
+
+    images: int
+    zero_gradients: int
+    convergence: Sequence[Convergence]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Robustness:
     """The table of a test, and what it was made from.
 
@@ -71,8 +114,9 @@ class Robustness:
         searches: of the attacks that count in the worst case alone, in their order.
         index: position of each image in its data set, int64, (N,).
         label: true labels, int64, (N,).
-        predictions: by attack, int64, (N,).
+        predictions: by attack, int64, (N,); -1 for an image that the attack leaves out.
         margins: by attack, true logit minus the largest other one, float32, (N,).
+        scrutiny: how far the gradients and PGD can be trusted, if that was looked into.
     """
 
     rows: Sequence[Row]
@@ -81,6 +125,87 @@ class Robustness:
     label: Tensor
     predictions: Mapping[str, Tensor]
     margins: Mapping[str, Tensor]
+    scrutiny: Scrutiny | None = None
+
+    def correct(self, attack: str) -> Tensor:
+        """Which images are classified right under an attack, bool, (N,).
+
+        In the worst case, those are right clean and under every attack, those of `Search` included.
+        """
+        if attack != WORST_CASE:
+            return self.predictions[attack] == self.label
+        right = torch.ones_like(self.label, dtype=torch.bool)
+        for prediction in self.predictions.values():
+            right &= (prediction == self.label) | (prediction < 0)
+        for search in self.searches:
+            right &= ~torch.isin(self.index, search.fooled)
+        return right
+
+    def attacked(self, attack: str) -> Tensor:
+        """Which images an attack was tried on, bool, (N,)."""
+        if attack == WORST_CASE:
+            return torch.ones_like(self.label, dtype=torch.bool)
+        return self.predictions[attack] >= 0
+
+    @classmethod
+    def read(cls, stem: Path) -> tuple[Robustness, dict[str, Any]]:
+        """Read back what a test wrote.
+
+        Args:
+            stem: the files' path without `.json` and `_images.csv`.
+
+        Returns:
+            the result, and all that its JSON file says.
+
+        Raises:
+            UserError: the files are not of a test, or damaged.
+        """
+        try:
+            about = json.loads(stem.with_name(f"{stem.name}.json").read_text())
+            with stem.with_name(f"{stem.name}_images.csv").open(newline="") as file:
+                headings, *lines = csv.reader(file)
+            columns = dict(zip(headings, zip(*lines, strict=True), strict=True))
+            names = [h.removesuffix(" prediction") for h in headings if h.endswith(" prediction")]
+            index = _integers(columns["index"])
+            by = columns.get(FOOLED_BY, ())
+            searches = [
+                Search(
+                    attack=search["attack"],
+                    images=search["images"],
+                    fooled=index[torch.tensor([name == search["attack"] for name in by])],
+                    seconds=search["seconds"],
+                )
+                for search in about.get("worst case attacks", [])
+            ]
+            rows = [
+                Row(
+                    attack=row["attack"],
+                    correct=row["correct"],
+                    images=row["images"],
+                    seconds=row["seconds"],
+                    learned=row.get("learned", {}),
+                )
+                for row in about["rows"]
+            ]
+            scrutiny = about.get("scrutiny")
+            if scrutiny:
+                found = [Convergence(**pgd) for pgd in scrutiny["convergence"]]
+                scrutiny = Scrutiny(**{**scrutiny, "convergence": found})
+            robustness = cls(
+                rows=rows,
+                searches=searches,
+                index=index,
+                label=_integers(columns["label"]),
+                predictions={name: _integers(columns[f"{name} prediction"]) for name in names},
+                margins={
+                    name: torch.tensor([float(v or "nan") for v in columns[f"{name} margin"]])
+                    for name in names
+                },
+                scrutiny=scrutiny,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{stem}.json and _images.csv are not of a test ({error!r})") from None
+        return robustness, about
 
     def to_json(self, about: Mapping[str, object]) -> str:
         """The rows, behind what is to be known about the test."""
@@ -92,6 +217,7 @@ class Robustness:
                 "correct": row.correct,
                 "images": row.images,
                 "seconds": round(row.seconds, 3),
+                **({"learned": dict(row.learned)} if row.learned else {}),
             }
             for row in self.rows
         ]
@@ -106,6 +232,8 @@ class Robustness:
                 }
                 for search in self.searches
             ]
+        if self.scrutiny:
+            found["scrutiny"] = asdict(self.scrutiny)
         return json.dumps(found, indent=2) + "\n"
 
     def to_csv(self) -> str:
@@ -148,6 +276,7 @@ class Robustness:
     def images_to_csv(self) -> str:
         """One line per image: index, label, and the prediction and margin under each attack.
 
+        Both are empty where the attack leaves the image out.
         Where attacks counted in the worst case alone, a last column names the one that succeeded.
         """
         file = StringIO()
@@ -156,10 +285,11 @@ class Robustness:
         headings = ["index", "label", *(c for pair in columns for c in pair)]
         values: list[Sequence[object]] = [self.index.tolist(), self.label.tolist()]
         for name, prediction in self.predictions.items():
-            values.append(prediction.tolist())
-            values.append([f"{value:.6g}" for value in self.margins[name].tolist()])
+            values.append(["" if p < 0 else p for p in prediction.tolist()])
+            pairs = zip(prediction.tolist(), self.margins[name].tolist(), strict=True)
+            values.append(["" if p < 0 else f"{margin:.6g}" for p, margin in pairs])
         if self.searches:
-            headings.append("fooled in the worst case by")
+            headings.append(FOOLED_BY)
             by = {i: search.attack for search in self.searches for i in search.fooled.tolist()}
             values.append([by.get(i, "") for i in self.index.tolist()])
         table.writerow(headings)
@@ -174,6 +304,12 @@ class RobustnessRecorder:
     _seconds: dict[str, float] = field(default_factory=dict)
     _parts: dict[str, list[tuple[Tensor, ...]]] = field(default_factory=dict)
     _searches: dict[str, list[Search]] = field(default_factory=dict)
+    _learned: dict[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def note_learned(self, attack: str, learned: Mapping[str, float], seconds: float) -> None:
+        """Note what an attack learned before it attacked, and how long that took."""
+        self._learned[attack] = learned
+        self._seconds[attack] = seconds
 
     def add(
         self,
@@ -191,7 +327,7 @@ class RobustnessRecorder:
             attack: its name.
             index: position of each image in its data set, int64, (B,).
             label: true labels, int64, (B,).
-            prediction: predicted labels, int64, (B,).
+            prediction: predicted labels, int64, (B,); -1 for an image that the attack leaves out.
             margin: true logit minus the largest other one, float32, (B,).
             start: `perf_counter()` when the attack began. The clock is read after the results
                 have come to the CPU, so that a GPU's time is counted in full.
@@ -228,35 +364,40 @@ class RobustnessRecorder:
         index, label = next(iter(columns.values()))[:2]
         if len(torch.unique(index)) != len(index):
             raise RuntimeError("an image was tested twice")
-        correct = {name: column[2] == label for name, column in columns.items()}
-        rows = [
-            Row(attack=name, correct=int(c.sum()), images=len(c), seconds=self._seconds[name])
-            for name, c in correct.items()
-        ]
-        searches = [
-            Search(
-                attack=name,
-                images=sum(part.images for part in parts),
-                fooled=torch.cat([part.fooled for part in parts]),
-                seconds=sum(part.seconds for part in parts),
-            )
-            for name, parts in self._searches.items()
-        ]
-        right = torch.stack(list(correct.values())).all(0)
-        for search in searches:
-            right &= ~torch.isin(index, search.fooled)
-        seconds = sum(self._seconds.values()) + sum(search.seconds for search in searches)
-        rows.append(
-            Row(attack=WORST_CASE, correct=int(right.sum()), images=len(right), seconds=seconds)
-        )
-        return Robustness(
-            rows=rows,
-            searches=searches,
+        found = Robustness(
+            rows=(),
+            searches=[
+                Search(
+                    attack=name,
+                    images=sum(part.images for part in parts),
+                    fooled=torch.cat([part.fooled for part in parts]),
+                    seconds=sum(part.seconds for part in parts),
+                )
+                for name, parts in self._searches.items()
+            ],
             index=index,
             label=label,
             predictions={name: column[2] for name, column in columns.items()},
             margins={name: column[3] for name, column in columns.items()},
         )
+        seconds = dict(self._seconds)
+        seconds[WORST_CASE] = sum(seconds.values()) + sum(s.seconds for s in found.searches)
+        rows = [
+            Row(
+                attack=name,
+                correct=int(found.correct(name).sum()),
+                images=int(found.attacked(name).sum()),
+                seconds=seconds[name],
+                learned=self._learned.get(name, {}),
+            )
+            for name in (*columns, WORST_CASE)
+        ]
+        return replace(found, rows=rows)
+
+
+def _integers(column: Sequence[str]) -> Tensor:
+    """Numbers as in the file of images, int64; -1 for nothing."""
+    return torch.tensor([int(value or -1) for value in column])
 
 
 def wilson_interval(correct: int, images: int) -> tuple[float, float]:

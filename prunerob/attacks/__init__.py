@@ -1,7 +1,8 @@
 """Attacks: frozen settings, called as `attack(network, x, y, eps=..., key=...) -> x_adv`."""
 
 from prunerob.attacks.attack import Attack, NoAttack
+from prunerob.attacks.black_box import BlackBox
 from prunerob.attacks.fgsm import FGSM
 from prunerob.attacks.pgd import PGD
 
-__all__ = ["FGSM", "PGD", "Attack", "NoAttack"]
+__all__ = ["FGSM", "PGD", "Attack", "BlackBox", "NoAttack"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -81,6 +81,41 @@ class Attack(ABC):
             x_adv = self.perturb(network, x[part], y[part], None, key[part])
             found.append(misclassified(network, x_adv, y[part]))
         return torch.cat(found)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it must learn something about the network first, in `prepare`."""
+        return False
+
+    @property
+    def learned(self) -> Mapping[str, float]:
+        """What is to be reported about what it has learned."""
+        return {}
+
+    def prepare(
+        self, network: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]]
+    ) -> Attack:
+        """Learn what there is to learn, once before a test.
+
+        Args:
+            network: from pixels in [0, 1] to logits; left exactly as it was found.
+            batches: all test images, (x, y, index), as often as they are asked for.
+
+        Returns:
+            the attack to test with: this one, if it learns nothing.
+        """
+        return self
+
+    def leaves_out(self, index: Tensor) -> Tensor:
+        """Which images are the attacker's own and not attacked.
+
+        Args:
+            index: position of each image in its data set, int64, (B,).
+
+        Returns:
+            bool, (B,).
+        """
+        return torch.zeros_like(index, dtype=torch.bool)
 
     @abstractmethod
     def perturb(

@@ -220,6 +220,12 @@ class ImageDataModule(LightningDataModule):
             index = stratified_order(test.labels, self.SPLIT_SEED)[: self.test_size]
         return Batches(test, index.sort().values, size=self.eval_batch_size)
 
+    def test_sample(self, size: int) -> Batch:
+        """Some of the images that `test_dataloader` serves: a stratified draw of at most `size`."""
+        test = self._images()[1]
+        index = stratified_order(test.labels, self.SPLIT_SEED)[: self.test_size][:size]
+        return next(iter(Batches(test, index.sort().values, size=max(1, len(index)))))
+
     def predict_dataloader(self) -> Batches:
         """The images of `predict_folder`, or else the test images."""
         if self.predict_folder is None:

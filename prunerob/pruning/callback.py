@@ -32,10 +32,10 @@ from prunerob.pruning.masks import (
     without,
 )
 from prunerob.robustness import wilson_interval
-from prunerob.runs import run_folder
+from prunerob.runs import find_weights, read_checkpoint, run_folder
 from prunerob.tensorboard import log_shares, log_weight_histograms
 
-LATER_SETTINGS = {"keep_multiple_of": 1}
+LATER_SETTINGS = {"keep_multiple_of": 1, "masks_from": None}
 """Settings that checkpoints of earlier versions lack, with what they were pruned with."""
 
 
@@ -47,7 +47,7 @@ class Pruning(Callback):
 
     Args:
         epoch: the epoch that begins with pruning: the number of epochs of training before it.
-            null never prunes.
+            null never prunes, 0 prunes the untrained network.
         amount: share to prune, in [0, 1); 0 fine-tunes with empty masks, the control for longer
             training.
         criterion: `prunerob.pruning.weight_magnitude` or `filter_l1`, or their baselines
@@ -62,6 +62,9 @@ class Pruning(Callback):
         narrow: fine-tune the really narrower network, without the silent channels, which is as
             much faster as it is smaller; for filters. Attacks and evaluation do without them
             either way, and checkpoints hold the full shape.
+        masks_from: a pruned run, or a checkpoint of one, whose masks to take instead of making
+            new ones. With epoch 0 they are held on fresh weights from the start: the pruned
+            network trained from scratch, the baseline for pruning a trained one.
         seed: of random criteria; set from `seed_everything`.
     """
 
@@ -76,6 +79,7 @@ class Pruning(Callback):
         keep_per_layer: float = 0.0,
         keep_multiple_of: int = 1,
         narrow: bool = False,
+        masks_from: str | None = None,
         seed: int = 0,
     ) -> None:
         if keep_multiple_of < 1:
@@ -83,8 +87,8 @@ class Pruning(Callback):
         for name, share in (("amount", amount), ("keep_per_layer", keep_per_layer)):
             if not 0 <= share < 1:
                 raise UserError(f"pruning.{name}: {share} lies outside [0, 1)")
-        if epoch is not None and epoch < 1:
-            raise UserError(f"pruning.epoch: {epoch} is below 1, the first epoch that can prune")
+        if epoch is not None and epoch < 0:
+            raise UserError(f"pruning.epoch: {epoch} is below 0")
         self.epoch = epoch
         self.amount = amount
         self.criterion = criterion
@@ -93,6 +97,7 @@ class Pruning(Callback):
         self.keep_per_layer = keep_per_layer
         self.keep_multiple_of = keep_multiple_of
         self.narrow = narrow
+        self.masks_from = masks_from
         self.seed = seed
         self.masks: Masks | None = None
         """What stays; None until the prune epoch."""
@@ -116,6 +121,7 @@ class Pruning(Callback):
             "exclude": self.exclude,
             "keep_per_layer": self.keep_per_layer,
             "keep_multiple_of": self.keep_multiple_of,
+            "masks_from": self.masks_from,
         }
 
     # Before training
@@ -263,6 +269,8 @@ class Pruning(Callback):
             if scores[name].shape not in (shape, shape[:1]):
                 raise UserError(f"pruning.criterion: scores of {name} have another shape than it")
         scores = without(scores, self.exclude)
+        if self.masks_from is not None:
+            return _read_masks(self.masks_from, module, scores), scores
         masks = make_masks(
             module.network,
             scores,
@@ -437,6 +445,26 @@ class Pruning(Callback):
         self.shares = Shares(**state_dict["shares"]) if state_dict["shares"] else None
         self._rounded_up = state_dict.get("rounded_up", 0)
         self.accuracies = state_dict["accuracies"]
+
+
+def _read_masks(place: str, module: Classifier, scores: Scores) -> Masks:
+    """The masks of a pruned run, for a network of the same architecture.
+
+    Raises:
+        UserError: there are none, or they are of another network.
+    """
+    file = find_weights(place).file
+    state = read_checkpoint(file).get("callbacks")
+    masks = state.get("Pruning", {}).get("masks") if isinstance(state, dict) else None
+    if not masks:
+        raise UserError(f"pruning.masks_from: {file} holds no masks: it is not of a pruned run")
+    shapes = {name: value.shape for name, value in module.network.named_parameters()}
+    for name, mask in masks.items():
+        if shapes.get(name) != mask.shape:
+            raise UserError(f"pruning.masks_from: {file} is of another network ({name} differs)")
+    if missing := sorted(scores.keys() - masks.keys()):
+        raise UserError(f"pruning.masks_from: {file} has no mask of {missing[0]}, which is ranked")
+    return {name: mask.to(module.device) for name, mask in masks.items()}
 
 
 def _first_lowest(score: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""Sweeps: what is to be run (plan), running it (workers), and the command."""

@@ -1,0 +1,193 @@
+"""`prunerob sweep`: from a command line or a file to the runs."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prunerob.arguments import Arguments, integers, numbers, words
+from prunerob.errors import UserError
+from prunerob.sweeps.plan import Branch, Job, Sweep, make_branches, refuse_repeated
+
+DESCRIPTION = """\
+Train each dense network once, prune it in many ways, fine-tune, test.
+
+    prunerob sweep --config configs/mnist_pgd.yaml --criterion weight,filter \\
+        --amount 0,0.5,0.8,0.9,0.94,0.98 --seed 0,1,2
+
+or the same from a file, `prunerob sweep FILE`:
+
+    config: configs/mnist_pgd.yaml
+    criterion: [weight, filter]
+    amount: [0, 0.5, 0.8, 0.9, 0.94, 0.98]   # or by criterion: {weight: [0.94], filter: [0.4]}
+    seed: [0, 1, 2]
+    settings: {trainer.accelerator: cpu}
+
+Interrupted, it goes on where it stopped when the same command is given again; what is finished is
+not run again, and more amounts, criteria and seeds can be added. Further options are settings of
+the configuration, as in `prunerob fit`: --model.optimizer.init_args.lr 0.002
+"""
+
+
+def run(args: Sequence[str]) -> None:
+    """Run a sweep.
+
+    Args:
+        args: the command line without the program's name.
+
+    Raises:
+        UserError: the request is mistaken.
+        SystemExit: with status 1 if a run failed; the others are finished.
+    """
+    parser = Arguments("sweep", DESCRIPTION)
+    parser.add_argument("file", nargs="?", help="YAML file with the options below as its keys")
+    parser.add_argument("--config", help="configuration of the runs, as for fit")
+    parser.add_argument(
+        "--criterion",
+        type=words,
+        help="weight, filter, random_weight, random_filter or import paths; filter:parameters "
+        "names the reading of the amount (default weight)",
+    )
+    parser.add_argument("--amount", type=numbers, help="shares to prune; 0 is the control")
+    parser.add_argument("--seed", type=integers, help="seeds (default 0)")
+    parser.add_argument(
+        "--scratch",
+        action="store_true",
+        default=None,
+        help="also train each pruned network from scratch: fresh weights, the same masks, as many "
+        "epochs as training and fine-tuning together",
+    )
+    add_options_of_running(parser)
+    parser.add_argument("--folder", help="where the runs go (default sweeps/CONFIG)")
+    said, settings = parser.parse_known_args(list(args)[1:])
+    options = _read(said, settings)
+
+    run_sweeps([make_sweep(options)], jobs=options["jobs"], threads=options["threads"])
+
+
+def add_options_of_running(parser: Arguments) -> None:
+    """Add what is said about how to run, not what."""
+    parser.add_argument("--jobs", type=int, help="runs side by side (default 1)")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads of each run (default: the cores, shared out)"
+    )
+
+
+def run_sweeps(sweeps: Sequence[Sweep], *, jobs: int | None, threads: int | None) -> list[Job]:
+    """Run sweeps, all their jobs in one queue.
+
+    Returns:
+        all jobs, finished.
+
+    Raises:
+        SystemExit: with status 1 if a run failed.
+    """
+    from prunerob.sweeps.workers import run_jobs
+
+    at_once = 1 if jobs is None else jobs
+    if at_once < 1 or (threads is not None and threads < 1):
+        raise UserError("--jobs and --threads are 1 or more")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    queue = [job for sweep in sweeps for job in sweep.jobs()]
+    failed = run_jobs(queue, at_once=at_once, threads=threads or max(1, (cores or 1) // at_once))
+    if failed:
+        raise SystemExit(1)
+    return queue
+
+
+def make_sweep(options: Mapping[str, Any]) -> Sweep:
+    """A sweep from its options.
+
+    Args:
+        options: config, criterion, amount, seed, folder, scratch and settings, checked here.
+
+    Raises:
+        UserError: one of them is missing or wrong.
+    """
+    config = Path(options["config"])
+    if not config.is_file():
+        raise UserError(f"--config: there is no file {config}")
+    seeds = options["seed"]
+    refuse_repeated("seed", seeds)
+    branches = _branches(options["criterion"], options["amount"])
+    if options["scratch"]:
+        branches += [replace(branch, scratch=True) for branch in branches if branch.amount]
+    folder = Path(options["folder"] or Path("sweeps") / config.stem)
+    settings = list(options["settings"])
+
+    from prunerob.commands import resolve
+
+    plain = resolve(["--config", str(config), *settings])
+    return Sweep(
+        config=config, folder=folder, branches=branches, seeds=seeds, settings=settings, plain=plain
+    )
+
+
+def _branches(criteria: Sequence[str], amounts: Any) -> list[Branch]:
+    if not isinstance(amounts, Mapping):
+        return make_branches(criteria, amounts)
+    branches: list[Branch] = []
+    for criterion, of_it in amounts.items():
+        for branch in make_branches([str(criterion)], of_it):
+            if branch.name not in [other.name for other in branches]:
+                branches.append(branch)
+    return branches
+
+
+def _read(said: Namespace, settings: Sequence[str]) -> dict[str, Any]:
+    """The options of the command line over those of the file over the defaults."""
+    options: dict[str, Any] = {
+        "config": None,
+        "criterion": ["weight"],
+        "amount": None,
+        "seed": [0],
+        "folder": None,
+        "scratch": False,
+        "jobs": None,
+        "threads": None,
+        "settings": [],
+    }
+    if said.file is not None:
+        options.update(_read_file(Path(said.file), options.keys()))
+    given = {name: value for name, value in vars(said).items() if name in options}
+    options.update({name: value for name, value in given.items() if value is not None})
+    options["settings"] = [*options["settings"], *settings]
+    for name in ("config", "amount"):
+        if options[name] is None:
+            raise UserError(f"--{name} is missing; see `prunerob sweep --help`")
+    return options
+
+
+def _read_file(file: Path, names: Any) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"there is no file {file}; see `prunerob sweep --help`")
+    try:
+        options = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is no YAML file ({error})") from None
+    if not isinstance(options, dict):
+        raise UserError(f"{file} is no sweep: it has no keys")
+    if unknown := sorted(map(str, options.keys() - names)):
+        raise UserError(f"{file}: {unknown[0]} is unknown; there are {', '.join(names)}")
+    for name, kind in (("criterion", str), ("seed", int)):
+        value = options.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(v, kind) for v in value):
+            raise UserError(f"{file}: {name} is a list of {kind.__name__}")
+    amounts = options.get("amount", [])
+    lists = list(amounts.values()) if isinstance(amounts, dict) else [amounts]
+    for amount in lists:
+        if not isinstance(amount, list) or not all(isinstance(v, int | float) for v in amount):
+            raise UserError(f"{file}: amount is a list of numbers, or one for each criterion")
+    settings = options.get("settings", {})
+    if not isinstance(settings, dict):
+        raise UserError(f"{file}: settings are keys of the configuration with their values")
+    options["settings"] = [
+        word for key, value in settings.items() for word in (f"--{key}", str(value))
+    ]
+    return options

@@ -1,0 +1,315 @@
+"""Sweeps: many prunings of few dense networks, run once each, interrupted and gone on with.
+
+A sweep's folder holds a folder for each seed, and in it a run's folder (see `prunerob.runs`) for
+each network:
+
+- dense, trained up to the prune epoch and not pruned;
+- control, gone on with from dense as the pruned ones are, but with empty masks;
+- weight-0.94, filter-0.75, filter-parameters-0.75: pruned from dense and fine-tuned;
+- weight-0.94-scratch: with the masks of weight-0.94, from fresh weights.
+
+There is no other record: a run is finished when its files are there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prunerob.errors import UserError
+from prunerob.runs import Run
+
+CRITERIA = {
+    "weight": "prunerob.pruning.weight_magnitude",
+    "filter": "prunerob.pruning.filter_l1",
+    "random_weight": "prunerob.pruning.random_weights",
+    "random_filter": "prunerob.pruning.random_filters",
+}
+"""Short names of criteria; any function can be named by its import path."""
+
+READINGS = ("filters", "weights", "parameters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """One way to prune a dense network.
+
+    Args:
+        criterion: a short name of `CRITERIA`, or the import path of a function.
+        amount: share to prune, in [0, 1); 0 is the control, whatever the criterion.
+        reading: which share that is, for filters; None for the configuration's.
+        scratch: hold its masks on fresh weights from the first epoch on.
+    """
+
+    criterion: str
+    amount: float
+    reading: str | None = None
+    scratch: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of its runs' folders."""
+        if self.amount == 0:
+            return "control"
+        criterion = self.criterion.rsplit(".", 1)[-1]
+        parts = (criterion, self.reading, f"{self.amount:g}", "scratch" if self.scratch else None)
+        return "-".join(part for part in parts if part)
+
+    def settings(self) -> list[str]:
+        """What `fit` is told about it."""
+        settings = ["--pruning.amount", str(self.amount)]
+        settings += ["--pruning.criterion", CRITERIA.get(self.criterion, self.criterion)]
+        return settings + (["--pruning.reading", self.reading] if self.reading else [])
+
+
+def make_branches(criteria: Sequence[str], amounts: Sequence[float]) -> list[Branch]:
+    """Every criterion with every amount; a single control where an amount is 0.
+
+    Args:
+        criteria: names of criteria; `filter:parameters` is one with its reading.
+        amounts: shares to prune, in [0, 1).
+
+    Raises:
+        UserError: an amount lies outside, something is there twice, or a name is unknown.
+    """
+    refuse_repeated("amount", amounts)
+    refuse_repeated("criterion", criteria)
+    branches: list[Branch] = []
+    for text in criteria:
+        criterion, _, reading = text.partition(":")
+        if criterion not in CRITERIA and "." not in criterion:
+            known = ", ".join(CRITERIA)
+            raise UserError(
+                f"criterion: {criterion} is unknown; there are {known}, and import paths"
+            )
+        if reading and reading not in READINGS:
+            raise UserError(f"criterion: {text}: the readings are {', '.join(READINGS)}")
+        for amount in amounts:
+            if not 0 <= amount < 1:
+                raise UserError(f"amount: {amount} lies outside [0, 1)")
+            branch = Branch(criterion=criterion, amount=amount, reading=reading or None)
+            if branch.name not in [other.name for other in branches]:
+                branches.append(branch)
+    return branches
+
+
+def refuse_repeated(name: str, values: Sequence[object]) -> None:
+    """Refuse a list that is empty or says something twice.
+
+    Raises:
+        UserError: it does.
+    """
+    if not values:
+        raise UserError(f"{name}: the list is empty")
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise UserError(f"{name}: {value} is there twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is to be run.
+
+    Args:
+        config: configuration for `prunerob fit`; its pruning.epoch ends the dense training.
+        folder: where the runs go.
+        branches: ways to prune each dense network.
+        seeds: of dense networks and all that is made of them.
+        settings: keys and values to set in the configuration, as on a command line.
+        plain: the configuration with those settings, in plain values.
+    """
+
+    config: Path
+    folder: Path
+    branches: Sequence[Branch]
+    seeds: Sequence[int]
+    settings: Sequence[str] = ()
+    plain: Mapping[str, Any] = field(default_factory=dict)
+
+    def jobs(self) -> list[Job]:
+        """All runs, each after the one that it builds on."""
+        epoch, epochs = self.plain["pruning"]["epoch"], self.plain["trainer"]["max_epochs"]
+        if not epoch or epochs is None or epochs <= epoch:
+            raise UserError(
+                f"pruning.epoch of {self.config}: {epoch} of {epochs} epochs; a sweep needs epochs "
+                "before it, for the dense network, and after it, for fine-tuning"
+            )
+        jobs = []
+        for seed in self.seeds:
+            unpruned = ["--pruning.epoch", "null", "--trainer.max_epochs", str(epoch)]
+            dense = self._job(seed, "dense", unpruned, epochs=epoch)
+            jobs.append(dense)
+            start = ["--ckpt_path", str(dense.run.checkpoint())]
+            for branch in self.branches:
+                if not branch.scratch:
+                    settings = [*branch.settings(), *start]
+                    jobs.append(
+                        self._job(seed, branch.name, settings, epochs=epochs - epoch, after=dense)
+                    )
+            pruned = {job.run.folder.name: job for job in jobs if job.seed == seed}
+            for branch in self.branches:
+                if branch.scratch:
+                    source = pruned[branch.name.removesuffix("-scratch")]
+                    # One phase of training, so that of training alone.
+                    settings = [*branch.settings(), "--pruning.epoch", "0"]
+                    settings += ["--pruning.masks_from", str(source.run.folder)]
+                    settings += ["--model.fine_tuning.optimizer", "null"]
+                    settings += ["--model.fine_tuning.schedule", "null"]
+                    jobs.append(self._job(seed, branch.name, settings, epochs=epochs, after=source))
+        return jobs
+
+    def _job(
+        self,
+        seed: int,
+        name: str,
+        settings: Sequence[str],
+        *,
+        epochs: int,
+        after: Job | None = None,
+    ) -> Job:
+        common = ["--config", str(self.config), *self.settings, "--seed_everything", str(seed)]
+        folder = self.folder / f"seed{seed}"
+        logger = "--trainer.logger.init_args"
+        place = [f"{logger}.save_dir", str(self.folder), f"{logger}.name", folder.name]
+        place += [f"{logger}.version", name]
+        return Job(
+            run=Run(folder / name),
+            seed=seed,
+            epochs=epochs,
+            after=after,
+            fit=[*common, *settings, *place],
+            test=[*common, "--ckpt_path", str(folder / name)],
+            plain=self.plain,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """One run, from nothing to its table.
+
+    Args:
+        run: its folder.
+        seed: its seed.
+        epochs: of training that it takes.
+        after: the run that it builds on, if any.
+        fit: the command line of `fit` that begins it.
+        test: the command line of `test`.
+        plain: the sweep's configuration, in plain values.
+    """
+
+    run: Run
+    seed: int
+    epochs: int
+    after: Job | None
+    fit: Sequence[str]
+    test: Sequence[str]
+    plain: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.run.folder.name}, seed {self.seed}"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it begins where a dense network stands, not from fresh weights."""
+        return self.after is not None and self.after.after is None
+
+    @property
+    def log(self) -> Path:
+        """What its commands print."""
+        return self.run.folder / "log.txt"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its training has finished."""
+        return self.run.summary.is_file() and self.run.checkpoint().is_file()
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether its last checkpoint was put to the attacks of the configuration, as they are."""
+        file = self.run.folder / "robustness.json"
+        if not file.is_file() or not self.is_trained:
+            return False
+        try:
+            found = json.loads(file.read_text())
+        except ValueError:
+            return False
+        model, images = self.plain["model"], self.plain["data"]["init_args"].get("test_size")
+        suite = {group: model[group] for group in ("attacks", "worst_case_attacks")}
+        same = images is None or found["rows"][0]["images"] == images
+        return bool(found.get("suite") == suite) and same
+
+    def commands(self) -> list[list[str]]:
+        """What is left to run: `fit`, gone on with where it began, and `test`."""
+        commands = []
+        if not self.is_trained:
+            begun = self.run.checkpoint().is_file() and self.run.config.is_file()
+            again = ["--ckpt_path", str(self.run.folder)]
+            commands.append(["fit", *(again if begun else self.fit)])
+        if not self.is_tested:
+            commands.append(["test", *self.test])
+        return commands
+
+    def clear(self) -> None:
+        """Remove what a run left that was stopped before its first checkpoint."""
+        if self.run.config.is_file() and not self.run.checkpoint().is_file():
+            shutil.rmtree(self.run.folder)
+
+    def check(self) -> None:
+        """See that what lies in the folder was made with the settings of this sweep.
+
+        Raises:
+            UserError: it was not; its results would stand under a wrong name.
+        """
+        if not self.run.config.is_file():
+            return
+        record = yaml.safe_load(self.run.config.read_text())
+        for name, old, new in _differences(record, self.plain):
+            free = not self.goes_on and name.startswith("model.fine_tuning")
+            if not free and not name.startswith(OF_EACH_RUN):
+                raise UserError(
+                    f"{self.run.folder} was made with {name} {old}, but this sweep has {new}; "
+                    "name another --folder"
+                )
+
+
+OF_EACH_RUN = (
+    "seed_everything",
+    "ckpt_path",
+    "pruning.epoch",
+    "pruning.amount",
+    "pruning.criterion",
+    "pruning.reading",
+    "pruning.masks_from",
+    "model.attacks",
+    "model.worst_case_attacks",
+    "model.scrutinized_images",
+    "data.init_args.test_size",
+    "data.init_args.eval_batch_size",
+    "trainer.accelerator",
+    "trainer.callbacks",
+    "trainer.default_root_dir",
+    "trainer.devices",
+    "trainer.enable",
+    "trainer.logger",
+    "trainer.max_epochs",
+)
+"""Keys that differ among the runs of a sweep, or do not shape the network."""
+
+
+def _differences(old: object, new: object, name: str = "") -> list[tuple[str, object, object]]:
+    """Where two configurations differ in keys that both have: the key and both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            found
+            for key in old.keys() & new.keys()
+            for found in _differences(old[key], new[key], f"{name}.{key}" if name else str(key))
+        ]
+    return [] if old == new else [(name, old, new)]

@@ -1,0 +1,254 @@
+"""Running the jobs of a sweep: side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from statistics import median
+from time import monotonic, sleep
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from prunerob.sweeps.plan import Job
+
+POLL = 0.2
+"""Seconds between two looks at what runs."""
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: BaseProcess
+    started: float
+    epochs_before: int
+
+
+@dataclass
+class Progress:
+    """What is done, what runs and what is left, with a guess when it ends.
+
+    Args:
+        jobs: all that are to run, finished or not.
+        at_once: how many run side by side.
+    """
+
+    jobs: Sequence[Job]
+    at_once: int
+    done: list[Job] = field(default_factory=list)
+    failed: dict[Job, str] = field(default_factory=dict)
+    running: list[_Running] = field(default_factory=list)
+    _epoch_seconds: list[float] = field(default_factory=list)
+    _rest_seconds: list[float] = field(default_factory=list)
+
+    def waiting(self) -> list[Job]:
+        """Jobs not begun."""
+        begun = {id(running.job) for running in self.running}
+        over = {id(job) for job in (*self.done, *self.failed)}
+        return [job for job in self.jobs if id(job) not in begun | over]
+
+    def learn(self, running: _Running) -> None:
+        """Note how long a finished run took: its epochs, and what is not training."""
+        seconds = monotonic() - running.started
+        epochs = running.job.epochs - running.epochs_before
+        if epochs:
+            self._epoch_seconds.append(trained_seconds(running.job) / running.job.epochs)
+            seconds -= epochs * self._epoch_seconds[-1]
+        self._rest_seconds.append(max(0.0, seconds))
+
+    def seconds_left(self) -> float | None:
+        """A guess of the time to the end; None before anything is known."""
+        live = [
+            (monotonic() - running.started) / (epochs - running.epochs_before)
+            for running in self.running
+            if (epochs := epochs_done(running.job)) > running.epochs_before
+        ]
+        if not (self._epoch_seconds or live):
+            return None
+        per_epoch = median(self._epoch_seconds or live)
+        rest = median(self._rest_seconds) if self._rest_seconds else 10 * per_epoch
+        left = sum(
+            (job.epochs - epochs_done(job)) * per_epoch + (0 if job.is_tested else rest)
+            for job in (*self.waiting(), *(running.job for running in self.running))
+        )
+        return left / max(1, min(self.at_once, len(self.running) + len(self.waiting())))
+
+    def headline(self) -> str:
+        """One line for people."""
+        told = f"{len(self.done)} of {len(self.jobs)} runs finished"
+        if self.failed:
+            told += f", {len(self.failed)} failed"
+        seconds = self.seconds_left()
+        if seconds is not None and len(self.done) + len(self.failed) < len(self.jobs):
+            end = datetime.now().astimezone() + timedelta(seconds=seconds)
+            told += f"; done at about {end:%H:%M}"
+            told += f" on {end:%d %B}" if seconds > 12 * 3600 else ""
+        return told
+
+    def __rich__(self) -> Group:
+        """The display: the headline, and a line for each run that goes on."""
+        table = Table.grid(padding=(0, 2))
+        for running in self.running:
+            minutes, seconds = divmod(int(monotonic() - running.started), 60)
+            table.add_row(f"  {running.job.name}", stage(running.job), f"{minutes}:{seconds:02}")
+        return Group(Text(self.headline(), style="bold"), table)
+
+
+def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int) -> dict[Job, str]:
+    """Run what is not finished, and show how it goes.
+
+    Args:
+        jobs: all runs, each behind the one it builds on.
+        at_once: how many to run side by side.
+        threads: CPU threads for each.
+
+    Returns:
+        the runs that failed, with the reason; those that build on them are among them.
+    """
+    for job in jobs:
+        job.check()
+    console = Console()
+    progress = Progress(jobs, at_once)
+    progress.done += [job for job in jobs if not job.commands()]
+    context = _context()
+    with Live(progress, console=console, refresh_per_second=2, transient=True) as live:
+        try:
+            while progress.waiting() or progress.running:
+                _start(progress, context, threads, live.console)
+                sleep(POLL)
+                _collect(progress, live.console)
+        finally:  # also after an interruption: nobody would watch them
+            for running in progress.running:
+                running.process.terminate()
+            for running in progress.running:
+                running.process.join()
+    console.print(progress.headline(), highlight=False, soft_wrap=True)
+    return progress.failed
+
+
+def _context() -> Any:
+    """How processes begin: on Linux from one that has imported all that takes seconds."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["prunerob.commands"])
+    return context
+
+
+def _start(progress: Progress, context: Any, threads: int, console: Console) -> None:
+    """Begin as many runs as there is room for and whose base is there."""
+    for job in progress.waiting():
+        if job.after in progress.failed:
+            progress.failed[job] = f"{job.after.name} failed, on which it builds"
+            console.print(
+                f"{job.name}: left out, {progress.failed[job]}", highlight=False, soft_wrap=True
+            )
+        elif len(progress.running) < progress.at_once and (
+            job.after is None or job.after.is_trained
+        ):
+            job.clear()
+            job.run.folder.mkdir(parents=True, exist_ok=True)
+            process = context.Process(
+                target=_work, args=(job.commands(), str(job.log), threads), daemon=True
+            )
+            before = epochs_done(job)
+            process.start()
+            running = _Running(job, process, monotonic(), before)
+            progress.running.append(running)
+            console.print(f"{job.name}: begun", highlight=False, soft_wrap=True)
+
+
+def _collect(progress: Progress, console: Console) -> None:
+    """Take note of the runs that have ended."""
+    for running in [r for r in progress.running if not r.process.is_alive()]:
+        progress.running.remove(running)
+        job = running.job
+        if running.process.exitcode == 0 and not job.commands():
+            progress.done.append(job)
+            progress.learn(running)
+            console.print(
+                f"{job.name}: finished; {progress.headline()}", highlight=False, soft_wrap=True
+            )
+        else:
+            progress.failed[job] = last_line(job.log)
+            console.print(
+                f"{job.name}: failed: {progress.failed[job]} ({job.log})", highlight=False
+            )
+
+
+def _work(commands: Sequence[Sequence[str]], log: str, threads: int) -> None:
+    """What a process does: some commands, one after the other, printing into a file."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(opened, 1)
+    os.dup2(opened, 2)
+
+    import torch
+
+    from prunerob.cli import main
+
+    torch.set_num_threads(threads)
+    for command in commands:
+        sys.stdout.write(f"$ prunerob {shlex.join(command)}\n")
+        main(command)
+        sys.stdout.flush()
+
+
+def _end_with_parent() -> None:
+    """Two processes must never train in one folder: none outlives the sweep that began it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def epochs_done(job: Job) -> int:
+    """How many of its own epochs a run has finished, as its log tells."""
+    if job.is_trained:
+        return job.epochs
+    found = re.findall(r"^Epoch (\d+)/(\d+) ", _tail(job.log), re.MULTILINE)
+    if not found:
+        return 0
+    epoch, epochs = map(int, found[-1])
+    return max(0, job.epochs - (epochs - epoch))
+
+
+def trained_seconds(job: Job) -> float:
+    """How long the training of a finished run took, without that of a run it went on from."""
+    seconds = float(json.loads(job.run.summary.read_text())["seconds"])
+    return seconds - trained_seconds(job.after) if job.after and job.goes_on else seconds
+
+
+def stage(job: Job) -> str:
+    """What a run is at."""
+    if job.is_trained:
+        return "test"
+    return f"epoch {min(job.epochs, epochs_done(job) + 1)} of {job.epochs}"
+
+
+def last_line(log: Path) -> str:
+    """The last thing a run said: its error, where there is one."""
+    lines = [line.strip() for line in _tail(log).splitlines() if line.strip()]
+    return (lines[-1] if lines else "no word").removeprefix("prunerob: error: ")
+
+
+def _tail(log: Path, size: int = 20_000) -> str:
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - size))
+        return file.read().decode(errors="replace")
