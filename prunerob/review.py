@@ -12,7 +12,7 @@ from prunerob.robustness import Robustness
 
 SIGNIFICANT = 0.05
 UNCONVERGED = 0.01
-"""Accuracy that PGD may lose with more work before it counts as not converged."""
+"""Accuracy that PGD may lose with more work before it counts as not converged; 3 images anyway."""
 ZERO_GRADIENTS = 0.01
 """Share of images without a gradient from which on it is told."""
 
@@ -79,7 +79,7 @@ def _scrutiny_warnings(robustness: Robustness) -> list[str]:
         told = [
             f"{pgd.factor} times the {what} leave {100 * right / n:.1f} %"
             for what, right in (("steps", pgd.more_steps), ("restarts", pgd.more_restarts))
-            if pgd.correct - right > UNCONVERGED * n
+            if pgd.correct - right > max(3, UNCONVERGED * n)
         ]
         if told:
             warnings.append(

@@ -68,7 +68,9 @@ def run(args: Sequence[str]) -> None:
     said, settings = parser.parse_known_args(list(args)[1:])
     options = _read(said, settings)
 
-    run_sweeps([make_sweep(options)], jobs=options["jobs"], threads=options["threads"])
+    failed = run_sweeps([make_sweep(options)], jobs=options["jobs"], threads=options["threads"])
+    if failed:
+        raise SystemExit(1)
 
 
 def add_options_of_running(parser: Arguments) -> None:
@@ -79,14 +81,11 @@ def add_options_of_running(parser: Arguments) -> None:
     )
 
 
-def run_sweeps(sweeps: Sequence[Sweep], *, jobs: int | None, threads: int | None) -> list[Job]:
+def run_sweeps(sweeps: Sequence[Sweep], *, jobs: int | None, threads: int | None) -> dict[Job, str]:
     """Run sweeps, all their jobs in one queue.
 
     Returns:
-        all jobs, finished.
-
-    Raises:
-        SystemExit: with status 1 if a run failed.
+        the runs that failed, with the reason.
     """
     from prunerob.sweeps.workers import run_jobs
 
@@ -95,10 +94,7 @@ def run_sweeps(sweeps: Sequence[Sweep], *, jobs: int | None, threads: int | None
         raise UserError("--jobs and --threads are 1 or more")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     queue = [job for sweep in sweeps for job in sweep.jobs()]
-    failed = run_jobs(queue, at_once=at_once, threads=threads or max(1, (cores or 1) // at_once))
-    if failed:
-        raise SystemExit(1)
-    return queue
+    return run_jobs(queue, at_once=at_once, threads=threads or max(1, (cores or 1) // at_once))
 
 
 def make_sweep(options: Mapping[str, Any]) -> Sweep:

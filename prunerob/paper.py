@@ -1,0 +1,135 @@
+"""The paper's tables, and what it takes to measure their cells again.
+
+Wang, Ding, Huang, Cao and Lui, "Adversarial Robustness of Pruned Neural Networks" (2018). A table
+more is one more entry of `TABLES`: its rows, and the recipes that stand for its ways of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Args:
+        training: "standard", "FGSM" or "PGD".
+        method: "weight" or "filter"; "" where nothing is pruned.
+        amount: share pruned, in [0, 1).
+        accuracies: in percent, one for each of the table's columns.
+    """
+
+    training: str
+    method: str
+    amount: float
+    accuracies: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A configuration that stands for one of the paper's ways of training.
+
+    Args:
+        training: which.
+        config: name of the configuration's file.
+        settings: keys and values to set in it, as on a command line.
+        folder: name of the folder of its runs.
+    """
+
+    training: str
+    config: str
+    folder: str
+    settings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTable:
+    """A table of the paper, or the amounts of a figure.
+
+    Args:
+        title: for people.
+        columns: headings, as those of prunerob's own table.
+        rows: of the paper; empty for a figure.
+        recipes: what to train.
+        amounts: shares to prune beyond those of the rows, by method.
+        readings: what "filters pruned by x %" may mean; all are run.
+    """
+
+    title: str
+    columns: Sequence[str]
+    recipes: Sequence[Recipe]
+    rows: Sequence[Row] = ()
+    amounts: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    readings: Sequence[str] = ("weights", "parameters")
+
+    def amounts_of(self, training: str) -> dict[str, list[float]]:
+        """Shares to prune by criterion, as `prunerob sweep` takes them, with the control."""
+        amounts: dict[str, list[float]] = {"weight": [0.0]}
+        for method, amount in [
+            *((row.method, row.amount) for row in self.rows if row.training == training),
+            *((method, amount) for method, found in self.amounts.items() for amount in found),
+        ]:
+            names = [f"filter:{reading}" for reading in self.readings]
+            for name in names if method == "filter" else ["weight"] if method else []:
+                amounts.setdefault(name, [])
+                if amount not in amounts[name]:
+                    amounts[name].append(amount)
+        return amounts
+
+
+MNIST_COLUMNS = ("natural", "FGSM 0.1", "FGSM 0.2", "FGSM 0.3", "PGD 0.3", "black box")
+
+STANDARD = Recipe(training="standard", config="mnist_standard.yaml", folder="mnist_standard")
+TUNED = Recipe(
+    training="standard", config="mnist_standard_tuned.yaml", folder="mnist_standard_tuned"
+)
+FGSM = Recipe(training="FGSM", config="mnist_fgsm.yaml", folder="mnist_fgsm")
+FGSM_PREDICTED = Recipe(
+    training="FGSM",
+    config="mnist_fgsm.yaml",
+    settings=("--model.adversarial_training.attack.init_args.label", "predicted"),
+    folder="mnist_fgsm_predicted",
+)
+PGD = Recipe(training="PGD", config="mnist_pgd.yaml", folder="mnist_pgd")
+
+TABLES: Mapping[str, PaperTable] = {
+    "table1": PaperTable(
+        title="Table 1: MNIST, standard training",
+        columns=MNIST_COLUMNS,
+        recipes=(STANDARD, TUNED),
+        rows=(
+            Row("standard", "", 0.0, (99.0, 70.3, 30.4, 13.6, 0.3, 59.6)),
+            Row("standard", "weight", 0.98, (99.0, 47.1, 11.3, 4.0, 0.0, 59.2)),
+            Row("standard", "filter", 0.75, (98.8, 52.8, 16.5, 8.5, 0.0, 52.6)),
+        ),
+    ),
+    "table2": PaperTable(
+        title="Table 2: MNIST, adversarial training",
+        columns=MNIST_COLUMNS,
+        recipes=(FGSM, FGSM_PREDICTED, PGD),
+        rows=(
+            Row("FGSM", "", 0.0, (99.2, 97.9, 94.0, 84.7, 0.5, 89.2)),
+            Row("FGSM", "weight", 0.96, (99.0, 94.8, 83.5, 59.0, 2.2, 79.6)),
+            Row("FGSM", "weight", 0.80, (99.2, 98.2, 94.7, 85.9, 0.2, 89.6)),
+            Row("FGSM", "filter", 0.70, (98.9, 94.1, 82.3, 60.1, 1.7, 82.5)),
+            Row("FGSM", "filter", 0.60, (99.0, 97.8, 93.6, 83.0, 0.4, 85.7)),
+            Row("PGD", "", 0.0, (99.0, 97.3, 95.6, 93.5, 92.5, 96.8)),
+            Row("PGD", "weight", 0.94, (98.8, 95.6, 94.2, 91.9, 90.6, 95.6)),
+            Row("PGD", "weight", 0.85, (99.0, 96.9, 95.3, 93.3, 92.0, 96.0)),
+            Row("PGD", "filter", 0.65, (98.9, 89.8, 86.9, 82.3, 75.4, 87.5)),
+            Row("PGD", "filter", 0.40, (99.0, 94.9, 93.1, 90.8, 87.3, 94.1)),
+        ),
+    ),
+    "figure1": PaperTable(
+        title="Figure 1: MNIST, accuracy against the share pruned",
+        columns=MNIST_COLUMNS,
+        recipes=(STANDARD, FGSM, PGD),
+        amounts={
+            "weight": (0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.94, 0.96, 0.98),
+            "filter": (0.2, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8),
+        },
+        readings=("weights",),
+    ),
+}

@@ -1,0 +1,139 @@
+"""`prunerob report`: from finished runs to tables, figures and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import table as rich_table
+from rich.console import Console
+from rich.markup import escape
+
+from prunerob.arguments import Arguments
+from prunerob.errors import UserError
+from prunerob.reports.results import Results
+from prunerob.reports.tables import Table
+
+DESCRIPTION = """\
+Make tables, figures and a page about finished and tested runs.
+
+    prunerob report sweeps/mnist_pgd
+    prunerob report sweeps/mnist_standard sweeps/mnist_pgd --output report
+
+Writes accuracy (.csv, .md, .tex), differences and operating points (.md, .tex), the figures
+difference and trade_off (.png, .svg), and report.html, one file to open or send.
+"""
+
+
+def run(args: Sequence[str]) -> None:
+    """Report on runs.
+
+    Args:
+        args: the command line without the program's name.
+
+    Raises:
+        UserError: there is nothing to report on, or it does not go together.
+    """
+    parser = Arguments("report", DESCRIPTION)
+    parser.add_argument("runs", nargs="+", help="folders of runs or sweeps")
+    parser.add_argument(
+        "--output", help="where to write (default: report, in the folder if there is only one)"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.5,
+        help="points of accuracy on validation images that the operating points may lose "
+        "(default 0.5)",
+    )
+    parser.add_argument("--title", default="Robustness of pruned networks")
+    parser.add_argument(
+        "--partial", action="store_true", help="leave out runs that are not finished and tested"
+    )
+    said = parser.parse_args(list(args)[1:])
+    if not 0 <= said.tolerance <= 100:
+        raise UserError(f"--tolerance: {said.tolerance} lies outside [0, 100] points")
+
+    from prunerob.reports.results import read_results
+
+    results = read_results(said.runs, partial=said.partial)
+    folder = Path(said.output or (Path(said.runs[0]) if len(said.runs) == 1 else Path()) / "report")
+    files = write(results, folder, tolerance=said.tolerance, title=said.title)
+    Console().print("Written: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
+
+
+def write(
+    results: Results,
+    folder: Path,
+    *,
+    tolerance: float = 0.5,
+    title: str,
+    also: Sequence[Table] = (),
+) -> list[Path]:
+    """Print the tables and the warnings, and write everything.
+
+    Args:
+        results: what to report on.
+        folder: where to write.
+        tolerance: of the operating points, in percentage points.
+        title: of the page.
+        also: more tables for the page, in front of the others.
+
+    Returns:
+        the files.
+    """
+    from prunerob.report import check_writable
+    from prunerob.reports import figures, tables
+    from prunerob.reports.page import page
+
+    check_writable(folder)
+    accuracy = tables.accuracy_table(results)
+    others = {
+        "difference": tables.difference_table(results, control=False),
+        "difference_control": tables.difference_table(results, control=True),
+        "operating_points": tables.operating_points(results, tolerance=tolerance),
+    }
+    others = {name: table for name, table in others.items() if table.rows}
+    warnings = tables.warnings(results)
+    console = Console()
+    for table in (accuracy, *others.values()):
+        show(table, console)
+    for warning in warnings:
+        console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+
+    texts = {"accuracy.csv": tables.to_csv(results)}
+    for name, table in {"accuracy": accuracy, **others}.items():
+        texts[f"{name}.md"] = table.to_markdown()
+        texts[f"{name}.tex"] = table.to_latex()
+    texts["warnings.txt"] = "".join(f"{warning}\n" for warning in warnings)
+    drawn = {}
+    if results.methods:
+        drawn["difference"] = figures.difference_figure(results)
+    drawn["trade_off"] = figures.trade_off_figure(results)
+    captions = {
+        "difference": "What pruning takes away: accuracy minus the dense network's",
+        "trade_off": "Robust against natural accuracy; the area is the share of parameters left",
+    }
+    shown = {captions[name]: figure for name, figure in drawn.items()}
+    texts["report.html"] = page(
+        title, results, [*also, accuracy, *others.values()], shown, warnings
+    )
+    files = []
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+        files.append(folder / name)
+    for name, figure in drawn.items():
+        files += figures.save(figure, folder / name)
+    return files
+
+
+def show(table: Table, console: Console) -> None:
+    """Print a table, as wide as it needs to be where nobody has a terminal to be filled."""
+    if not console.is_terminal:
+        console = Console(width=200)
+    shown = rich_table.Table(title=table.title, caption=table.note, caption_justify="left")
+    for i, heading in enumerate(table.headings):
+        shown.add_column(heading, justify="left" if i < 2 else "right")
+    for row in table.rows:
+        shown.add_row(*map(escape, row))
+    console.print(shown)

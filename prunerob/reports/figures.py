@@ -1,0 +1,166 @@
+"""Figures: what pruning takes away, and what robustness costs.
+
+Told apart by marker and line as well as by colour; the colours are those of Okabe and Ito, which
+the colour-blind tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from prunerob.reports.results import CONTROL, Point, Results
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#000000",
+)
+STYLES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", ":"))
+COLOURS = (BLACK, BLUE, ORANGE, GREEN, PURPLE, SKY)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+mpl.rcParams["svg.hashsalt"] = "prunerob"  # the same figure is the same file
+mpl.rcParams["font.size"] = 9
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as PNG and as SVG; returns the files."""
+    files = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg")]
+    figure.savefig(files[0], dpi=200)
+    figure.savefig(files[1], metadata={"Date": None})
+    return files
+
+
+def difference_figure(results: Results) -> Figure:
+    """Accuracy minus the dense network's against the share pruned: Figure 1 of the paper.
+
+    A panel for each training and method; natural images, FGSM and PGD at their largest eps. Error
+    bars are standard deviations over seeds; the hollow marks at 0 are the control.
+    """
+    trainings, methods = results.recipes, results.methods
+    columns = ["natural", results.column_of("FGSM"), results.column_of("PGD")]
+    figure = Figure(
+        figsize=(1 + 3 * len(trainings), 0.8 + 2.3 * len(methods)), layout="constrained"
+    )
+    grid = figure.subplots(len(methods), len(trainings), squeeze=False, sharex=True, sharey="col")
+    for i, method in enumerate(methods):
+        for j, recipe in enumerate(trainings):
+            axes = grid[i][j]
+            for (colour, marker, line), column in zip(STYLES, columns, strict=True):
+                if column is not None:
+                    _difference_curve(axes, results, recipe, method, column, colour, marker, line)
+            axes.axhline(0, color="grey", linewidth=0.6)
+            axes.grid(alpha=0.25)
+            axes.set_title(f"{recipe}, {method}", fontsize=9)
+            if i + 1 == len(methods):
+                axes.set_xlabel("share pruned, %")
+            if j == 0:
+                axes.set_ylabel("accuracy − dense, points")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _difference_curve(
+    axes: Axes,
+    results: Results,
+    recipe: str,
+    method: str,
+    column: str,
+    colour: str,
+    marker: str,
+    line: str,
+) -> None:
+    dense, control = Point(recipe=recipe), Point(recipe=recipe, method=CONTROL)
+    shares, heights, spreads = [0.0], [0.0], [0.0]
+    for point in sorted(_pruned(results, recipe, method), key=lambda point: point.amount):
+        found = results.difference(point, dense, column)
+        if found is not None:
+            shares.append(100 * point.amount)
+            heights.append(found.points)
+            spreads.append(found.spread or 0.0)
+    if len(shares) == 1:
+        return
+    axes.errorbar(
+        shares,
+        heights,
+        yerr=spreads,
+        capsize=2,
+        label=column,
+        color=colour,
+        marker=marker,
+        linestyle=line,
+        markersize=4,
+    )
+    beside = results.difference(control, dense, column) if control in results.by_point else None
+    if beside is not None:
+        axes.plot(0, beside.points, color=colour, marker=marker, fillstyle="none", markersize=6)
+
+
+def trade_off_figure(results: Results) -> Figure:
+    """Robust against natural accuracy; the area of a mark is the share of parameters left."""
+    robust = results.column_of("PGD") or results.columns[-1]
+    trainings = results.recipes
+    figure = Figure(figsize=(1 + 3 * len(trainings), 3.4), layout="constrained")
+    grid = figure.subplots(1, len(trainings), squeeze=False)
+    for axes, recipe in zip(grid[0], trainings, strict=True):
+        kinds: list[tuple[str, Sequence[Point]]] = [("dense", [Point(recipe=recipe)])]
+        kinds.append((CONTROL, [Point(recipe=recipe, method=CONTROL)]))
+        kinds += [(method, _pruned(results, recipe, method)) for method in results.methods]
+        for i, (name, points) in enumerate(kinds):
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            known = [point for point in points if point in results.by_point]
+            at = [
+                [100 * mean(results.accuracies(point, column)) for point in known]
+                for column in ("natural", robust)
+            ]
+            sizes = [20 + 180 * (1 - results.share(point)) for point in known]
+            if known:
+                axes.scatter(
+                    *at, s=sizes, color=colour, marker=marker, alpha=0.65, linewidths=0, label=name
+                )
+            for x, y, point in zip(*at, known, strict=True):
+                if point.amount:
+                    axes.annotate(
+                        f"{100 * point.amount:g}",
+                        (x, y),
+                        xytext=(4, 4),
+                        textcoords="offset points",
+                        fontsize=7,
+                    )
+        axes.set_title(recipe, fontsize=9)
+        axes.set_xlabel("natural accuracy, %")
+        axes.grid(alpha=0.25)
+        axes.margins(0.15)
+    grid[0][0].set_ylabel(f"accuracy under {robust}, %")
+    handles = {
+        label: handle
+        for axes in grid[0]
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=len(handles),
+        frameon=False,
+    )
+    return figure
+
+
+def _pruned(results: Results, recipe: str, method: str) -> list[Point]:
+    return [
+        point
+        for point in results.by_point
+        if (point.recipe, point.method, point.is_scratch) == (recipe, method, False)
+    ]

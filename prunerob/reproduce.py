@@ -1,0 +1,191 @@
+"""`prunerob reproduce`: run what a table of the paper needs, and hold it against the paper."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from statistics import mean
+
+from rich.console import Console
+
+from prunerob.arguments import Arguments, integers
+from prunerob.errors import UserError
+from prunerob.paper import TABLES, PaperTable, Row
+from prunerob.reports.results import Point, Results
+from prunerob.reports.tables import Table
+
+DESCRIPTION = """\
+Run the sweep behind a table or figure of the paper, and print its numbers beside ours.
+
+    prunerob reproduce table1
+    prunerob reproduce table2 --seed 0,1,2 --jobs 2
+    prunerob reproduce figure1
+
+Interrupted, it goes on when the same command is given again; tables and figures share their runs.
+Further options are settings of the configurations, as in `prunerob fit`.
+"""
+
+APART = 2.0
+"""Percentage points from which on a cell is marked."""
+
+
+def run(args: Sequence[str]) -> None:
+    """Reproduce a table or a figure.
+
+    Args:
+        args: the command line without the program's name.
+
+    Raises:
+        UserError: the request is mistaken.
+        SystemExit: with status 1 if a run failed, after the report on the others.
+    """
+    from prunerob.sweeps.command import add_options_of_running, make_sweep, run_sweeps
+
+    parser = Arguments("reproduce", DESCRIPTION)
+    parser.add_argument("what", choices=list(TABLES), help=f"one of {', '.join(TABLES)}")
+    parser.add_argument("--seed", type=integers, default=[0], help="seeds (default 0)")
+    parser.add_argument(
+        "--scratch", action="store_true", help="also train the pruned networks from scratch"
+    )
+    parser.add_argument(
+        "--folder", default="reproduce", help="where the runs go (default reproduce)"
+    )
+    parser.add_argument(
+        "--configs",
+        default="configs",
+        help="folder of prunerob's configurations (default configs, in a checkout of prunerob)",
+    )
+    parser.add_argument(
+        "--report-only", action="store_true", help="run nothing; report on what is finished"
+    )
+    add_options_of_running(parser)
+    said, settings = parser.parse_known_args(list(args)[1:])
+    paper, folder = TABLES[said.what], Path(said.folder)
+
+    failed = False
+    if not said.report_only:
+        sweeps = []
+        for recipe in paper.recipes:
+            config = Path(said.configs) / recipe.config
+            if not config.is_file():
+                raise UserError(
+                    f"--configs: there is no {config}; name the configs folder of a checkout of "
+                    "prunerob"
+                )
+            options = {
+                "config": config,
+                "criterion": ["weight"],
+                "amount": paper.amounts_of(recipe.training),
+                "seed": said.seed,
+                "folder": folder / recipe.folder,
+                "scratch": said.scratch,
+                "settings": [*recipe.settings, *settings],
+            }
+            sweeps.append(make_sweep(options))
+        failed = bool(run_sweeps(sweeps, jobs=said.jobs, threads=said.threads))
+    report(said.what, folder)
+    if failed:
+        raise SystemExit(1)
+
+
+def report(what: str, folder: Path) -> None:
+    """Report on the finished runs of a table or figure, beside the paper's numbers."""
+    from prunerob.reports.command import show, write
+    from prunerob.reports.results import read_results
+
+    paper = TABLES[what]
+    folders = [folder / recipe.folder for recipe in paper.recipes]
+    places = [str(place) for place in folders if place.is_dir()]
+    if not places:
+        raise UserError(f"--folder: {folder} holds no runs of {what}")
+    results = _of(paper, read_results(places, partial=True))
+    target = folder / what
+    compared = comparison(paper, results)
+    also = [compared] if compared.rows else []
+    files = write(results, target, title=paper.title, also=also)
+    console = Console()
+    if also:
+        show(compared, console)
+        (target / "comparison.md").write_text(compared.to_markdown())
+        (target / "comparison.csv").write_text(comparison_csv(paper, results))
+        files += [target / "comparison.md", target / "comparison.csv"]
+    console.print(f"Written: {len(files)} files in {target}", highlight=False, soft_wrap=True)
+
+
+def _of(paper: PaperTable, results: Results) -> Results:
+    """The results that belong to a table, without those that others of the folder need."""
+    if not paper.rows:
+        return results
+    wanted = {(row.training, row.method, row.amount) for row in paper.rows}
+    kept = [
+        result
+        for result in results.all
+        if result.point.is_control
+        or (_training(result.point), _method(result.point), result.point.amount) in wanted
+    ]
+    return Results(kept)
+
+
+def _training(point: Point) -> str:
+    """The paper's word for a recipe: the first one of its name."""
+    return point.recipe.split(",")[0].split(" (")[0]
+
+
+def _method(point: Point) -> str:
+    return point.method.split(" (")[0]
+
+
+def pairs(paper: PaperTable, results: Results) -> list[tuple[Row, Point]]:
+    """Each row of the paper with every network of ours that may be meant by it."""
+    return [
+        (row, point)
+        for row in paper.rows
+        for point in results.by_point
+        if (_training(point), _method(point), point.amount)
+        == (row.training, row.method, row.amount)
+        and not point.is_scratch
+    ]
+
+
+def comparison(paper: PaperTable, results: Results) -> Table:
+    """Our accuracies and the paper's, cell by cell; those apart are marked."""
+    rows = []
+    for row, point in pairs(paper, results):
+        cells = []
+        for column, theirs in zip(paper.columns, row.accuracies, strict=True):
+            values = results.accuracies(point, column)
+            if not values:
+                cells.append(f"– / {theirs:.1f}")
+                continue
+            ours = 100 * mean(values)
+            mark = " *" if abs(ours - theirs) > APART else ""
+            cells.append(f"{ours:.1f} / {theirs:.1f}{mark}")
+        rows.append([point.recipe, point.pruned, *cells, str(len(results.by_point[point]))])
+    note = (
+        f"Accuracy in percent: ours, mean over seeds / the paper's. *: more than {APART:g} points "
+        "apart, either way."
+    )
+    return Table(
+        f"{paper.title}, ours / the paper's",
+        ["training", "pruned", *paper.columns, "seeds"],
+        rows,
+        note,
+    )
+
+
+def comparison_csv(paper: PaperTable, results: Results) -> str:
+    """The comparison for programs: a line for each cell, in percent."""
+    file = StringIO()
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(["training", "pruned", "column", "ours", "paper", "difference", "seeds"])
+    for row, point in pairs(paper, results):
+        for column, theirs in zip(paper.columns, row.accuracies, strict=True):
+            values = results.accuracies(point, column)
+            if values:
+                ours = 100 * mean(values)
+                seeds = " ".join(map(str, results.by_point[point]))
+                cells = (f"{ours:.2f}", theirs, f"{ours - theirs:.2f}", seeds)
+                table.writerow([point.recipe, point.pruned, column, *cells])
+    return file.getvalue()
