@@ -71,7 +71,8 @@ class PaperTable:
             *((row.method, row.amount) for row in self.rows if row.training == training),
             *((method, amount) for method, found in self.amounts.items() for amount in found),
         ]:
-            names = [f"filter:{reading}" for reading in self.readings]
+            # "weights" is what a configuration means unless it says otherwise.
+            names = ["filter" if r == "weights" else f"filter:{r}" for r in self.readings]
             for name in names if method == "filter" else ["weight"] if method else []:
                 amounts.setdefault(name, [])
                 if amount not in amounts[name]:

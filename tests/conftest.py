@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from prunerob.cli import main
 from prunerob.data import MNIST
 from prunerob.networks import Channels, MnistCNN
 
@@ -59,3 +62,26 @@ def trained(digits: tuple[Tensor, Tensor]) -> MnistCNN:
         nn.functional.cross_entropy(network(x), y).backward()
         optimizer.step()
     return network
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished sweep: tiny.yaml pruned in two ways, two seeds; to be read alone."""
+    folder = tmp_path_factory.mktemp("sweep")
+    config = str(Path(__file__).parent / "tiny.yaml")
+    branches = ["--criterion", "weight,filter", "--amount", "0,0.5", "--scratch"]
+    main(
+        [
+            "sweep",
+            "--config",
+            config,
+            *branches,
+            "--seed",
+            "0,1",
+            "--folder",
+            str(folder),
+            "--jobs",
+            "2",
+        ]
+    )
+    return folder

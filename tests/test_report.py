@@ -1,0 +1,248 @@
+"""Reports, from a fixture of small real runs: the numbers are the runs' own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+import yaml
+
+from prunerob import reproduce
+from prunerob.cli import main
+from prunerob.paper import TABLES, PaperTable, Recipe, Row
+from prunerob.reports.results import Point, read_results
+from prunerob.reports.tables import operating_points, to_csv
+from prunerob.review import sign_test
+from tests.test_cli import TINY, refused
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def copy(sweep: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sweep, tmp_path / "copy"))
+
+
+def accuracy(run: Path, attack: str) -> float:
+    rows = json.loads((run / "robustness.json").read_text())["rows"]
+    return float(next(row["accuracy"] for row in rows if row["attack"] == attack))
+
+
+def right(run: Path, attack: str) -> list[bool]:
+    with (run / "robustness_images.csv").open(newline="") as file:
+        return [row[f"{attack} prediction"] == row["label"] for row in csv.DictReader(file)]
+
+
+def test_every_file_is_there_and_says_what_the_runs_found(copy: Path) -> None:
+    main(["report", str(copy)])
+    folder = copy / "report"
+    names = {path.name for path in folder.iterdir()}
+    tables = ("accuracy", "difference", "difference_control", "operating_points")
+    assert names >= {f"{name}.{ending}" for name in tables for ending in ("md", "tex")}
+    assert names >= {f"{n}.{e}" for n in ("difference", "trade_off") for e in ("png", "svg")}
+
+    with (folder / "accuracy.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 * 4  # networks times clean, FGSM, PGD and worst case
+    runs = [copy / f"seed{seed}" for seed in (0, 1)]
+    for name, method, scratch in (
+        ("dense", "dense", "0"),
+        ("control", "control", "0"),
+        ("weight-0.5", "weight", "0"),
+        ("filter-0.5-scratch", "filter (weights)", "1"),
+    ):
+        for column, attack in (("natural", "clean"), ("PGD", "PGD"), ("worst case", "worst case")):
+            (row,) = (
+                r
+                for r in rows
+                if (r["method"], r["from_scratch"], r["column"]) == (method, scratch, column)
+            )
+            values = [accuracy(run / name, attack) for run in runs]
+            assert float(row["mean"]) == pytest.approx(mean(values), abs=1e-6)
+            assert float(row["std"]) == pytest.approx(stdev(values), abs=1e-6)
+            assert (row["seeds"], row["images"], row["training"]) == ("0 1", "60", "PGD")
+    (row,) = (r for r in rows if (r["method"], r["column"]) == ("control", "natural"))
+    a, b = ([r for run in runs for r in right(run / n, "clean")] for n in ("control", "dense"))
+    for_a = sum(x and not y for x, y in zip(a, b, strict=True))
+    for_b = sum(y and not x for x, y in zip(a, b, strict=True))
+    assert float(row["p_dense"]) == pytest.approx(sign_test(for_a, for_b), rel=0.01)
+    assert float(row["minus_dense"]) == pytest.approx((for_a - for_b) / 120, abs=1e-6)
+    assert row["minus_control"] == ""
+
+
+def test_the_page_needs_no_other_file(sweep: Path) -> None:
+    main(["report", str(sweep), "--output", "out", "--title", "Are <we> robust?"])
+    page = Path("out/report.html").read_text()
+    assert "<h1>Are &lt;we&gt; robust?</h1>" in page
+    assert page.count("<svg") == 2
+    assert not re.search(r'(src|href)="(?!#)', page)
+    assert "weight 50 %, from scratch" in page
+    latex = Path("out/accuracy.tex").read_text()
+    assert r"weight 50 \% & " in latex
+    assert r"\pm" in latex
+
+
+def test_single_runs_with_their_dense_network(tmp_path: Path) -> None:
+    main(["fit", "--config", TINY])
+    main(["test", "--ckpt_path", "before_pruning"])
+    main(["test"])
+    results = read_results(["lightning_logs"])
+    run = Path("lightning_logs/tiny/version_0")
+    assert [point.pruned for point in results.by_point] == ["0", "weight 70 %"]
+    (dense, _) = results.all
+    rows = json.loads((run / "robustness_before_pruning.json").read_text())["rows"]
+    assert [row.accuracy for row in dense.robustness.rows] == [row["accuracy"] for row in rows]
+    assert 0 <= dense.validation["clean"] <= 1
+
+
+def test_operating_points_are_picked_on_validation_images(copy: Path) -> None:
+    def validated(name: str, clean: float, robust: float) -> None:
+        for seed in (0, 1):
+            file = copy / f"seed{seed}" / name / "summary.json"
+            summary = json.loads(file.read_text())
+            for which, value in (("clean", clean), ("robust", robust)):
+                summary["validation"][which]["accuracy"] = value
+            file.write_text(json.dumps(summary))
+
+    def picked() -> dict[tuple[str, str], str]:
+        table = operating_points(read_results([str(copy)]), tolerance=1.0)
+        return {(row[1], row[2]): row[3] for row in table.rows}
+
+    validated("dense", 0.99, 0.90)
+    validated("weight-0.5", 0.981, 0.85)
+    validated("filter-0.5", 0.97, 0.95)
+    assert picked() == {
+        ("weight", "high compression"): "50 %",
+        ("weight", "high robustness"): "none",
+        ("filter (weights)", "high compression"): "none",
+        ("filter (weights)", "high robustness"): "none",
+    }
+    validated("weight-0.5", 0.981, 0.891)
+    assert picked()["weight", "high robustness"] == "50 %"
+
+
+def test_black_boxes_that_differ_in_their_seed_are_one_column(copy: Path) -> None:
+    for seed in (0, 1):
+        run = copy / f"seed{seed}" / "dense"
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        for box in (0, 1):
+            config["model"]["attacks"][f"box {box}"] = {
+                "class_path": "prunerob.attacks.BlackBox",
+                "init_args": {"images": 20, "rounds": 2, "seed": box},
+            }
+        Path("boxes.yaml").write_text(yaml.safe_dump(config))
+        main(["test", "--config", "boxes.yaml", "--ckpt_path", str(run)])
+    results = read_results([str(copy / "seed0" / "dense"), str(copy / "seed1" / "dense")])
+    assert results.columns == ["natural", "FGSM 8/255", "PGD", "black box", "worst case"]
+    (point,) = results.by_point
+    expected = [accuracy(copy / f"seed{s}" / "dense", f"box {b}") for s in (0, 1) for b in (0, 1)]
+    assert results.accuracies(point, "black box") == expected
+    box = next(csv.DictReader([*to_csv(results).splitlines()[:1], *_lines(results, "black box")]))
+    assert (box["images"], box["values"]) == ("40", "4")
+    rows = json.loads((copy / "seed0" / "dense" / "robustness.json").read_text())["rows"]
+    found = next(row for row in rows if row["attack"] == "box 0")
+    assert found["learned"]["queries"] == 40
+    assert found["images"] == 40
+    assert rows[-1]["images"] == 60
+
+
+def _lines(results: object, column: str) -> list[str]:
+    return [line for line in to_csv(results).splitlines() if f",{column}," in line]  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_reported_is_told(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = copy / "seed0" / "weight-0.5"
+
+    Path("empty").mkdir()
+    assert "empty holds no run of prunerob fit" in refused(capsys, "report", "empty")
+    assert "none is not a folder" in refused(capsys, "report", "none")
+    assert "--tolerance" in refused(capsys, "report", str(copy), "--tolerance", "-1")
+
+    shutil.copytree(run, copy / "seed0" / "again")
+    told = refused(capsys, "report", str(copy))
+    assert "are the same: PGD, weight 50 %, seed 0" in told
+    shutil.rmtree(copy / "seed0" / "again")
+
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    other = {"class_path": "prunerob.data.ImageFolder", "init_args": {"folder": "cats"}}
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "data": other}))
+    told = refused(capsys, "report", str(copy))
+    assert "is about MNIST" in told
+    assert "about ImageFolder cats: report one data set at a time" in told
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+    main(["test", "--ckpt_path", str(run), "--data.init_args.test_size", "50"])
+    assert "were tested on different images" in refused(capsys, "report", str(copy))
+
+    (run / "robustness.json").unlink()
+    told = refused(capsys, "report", str(copy))
+    assert f"is not tested: `prunerob test --ckpt_path {run}`" in told
+    (run / "summary.json").unlink()
+    assert f"prunerob fit --ckpt_path {run}`" in refused(capsys, "report", str(copy))
+    assert not (copy / "report").exists()
+    main(["report", str(copy), "--partial"])
+    assert (copy / "report" / "report.html").is_file()
+
+
+def test_the_paper_s_numbers_stand_beside_ours(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = read_results([str(sweep)])
+    natural = 100 * mean(results.accuracies(Point(recipe="PGD"), "natural"))
+    table = PaperTable(
+        title="A table",
+        columns=("natural", "PGD"),
+        recipes=(Recipe(training="PGD", config="tiny.yaml", folder="tiny"),),
+        rows=(
+            Row("PGD", "", 0.0, (natural + 1.9, 50.0)),
+            Row("PGD", "weight", 0.5, (natural + 100, 0.0)),
+        ),
+    )
+    monkeypatch.setattr(reproduce, "TABLES", {"table": table})
+    shutil.copytree(sweep, "runs/tiny")
+    configs = str(Path(TINY).parent)
+    main(["reproduce", "table", "--folder", "runs", "--configs", configs, "--seed", "0,1"])
+    assert "6 of 6 runs finished" in capsys.readouterr().out
+    with Path("runs/table/comparison.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["pruned"] for row in rows] == ["0", "0", "weight 50 %", "weight 50 %"]
+    assert float(rows[0]["difference"]) == pytest.approx(-1.9, abs=0.01)
+    lines = Path("runs/table/comparison.md").read_text().splitlines()
+    assert f"{natural:.1f} / {natural + 1.9:.1f} |" in lines[2], "within two points: no mark"
+    assert lines[2].count("*") == 1
+    assert f"/ {natural + 100:.1f} * |" in lines[3]
+
+
+def test_the_paper_s_tables_can_be_swept() -> None:
+    for table in TABLES.values():
+        for recipe in table.recipes:
+            assert (CONFIGS / recipe.config).is_file()
+            amounts = table.amounts_of(recipe.training)
+            assert amounts["weight"][0] == 0.0, "the control"
+        for row in table.rows:
+            assert len(row.accuracies) == len(table.columns)
+            assert any(recipe.training == row.training for recipe in table.recipes)
+    assert TABLES["table2"].amounts_of("PGD") == {
+        "weight": [0.0, 0.94, 0.85],
+        "filter": [0.65, 0.4],
+        "filter:parameters": [0.65, 0.4],
+    }
+
+
+def test_reproduce_needs_a_known_table_and_the_configurations(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "invalid choice: 'table9'" in refused(capsys, "reproduce", "table9")
+    assert "--configs: there is no configs/mnist" in refused(capsys, "reproduce", "table1")
+    told = refused(capsys, "reproduce", "table1", "--report-only")
+    assert "--folder: reproduce holds no runs of table1" in told

@@ -1,0 +1,240 @@
+"""Sweeps: each base once, interrupted and gone on with, side by side, mistakes told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+import torch
+import yaml
+
+from prunerob.cli import main
+from prunerob.errors import UserError
+from prunerob.sweeps.plan import make_branches
+from tests.test_cli import TINY, assert_equal, masks, refused, weights
+
+SWEEP = ["sweep", "--config", TINY, "--criterion", "weight,filter", "--amount", "0,0.5"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def copy(sweep: Path, tmp_path: Path) -> Path:
+    """A copy of the finished sweep, where a sweep of tiny.yaml goes by default."""
+    return Path(shutil.copytree(sweep, tmp_path / "sweeps" / "tiny"))
+
+
+def times(folder: Path) -> dict[Path, float]:
+    return {file: file.stat().st_mtime for file in folder.rglob("*") if file.is_file()}
+
+
+def test_every_branch_grows_from_one_dense_network(sweep: Path) -> None:
+    assert sorted(path.name for path in sweep.iterdir()) == ["seed0", "seed1"]
+    for seed in (0, 1):
+        runs = sweep / f"seed{seed}"
+        expected = ["control", "dense", "filter-0.5", "filter-0.5-scratch"]
+        assert sorted(p.name for p in runs.iterdir()) == [
+            *expected,
+            "weight-0.5",
+            "weight-0.5-scratch",
+        ]
+        dense = weights(runs / "dense")
+        assert json.loads((runs / "dense" / "summary.json").read_text())["epochs"] == 2
+        for name in ("control", "weight-0.5", "filter-0.5"):
+            config = yaml.safe_load((runs / name / "config.yaml").read_text())
+            assert config["seed_everything"] == seed
+            assert config["ckpt_path"].endswith(f"seed{seed}/dense/checkpoints/last.ckpt")
+            assert not torch.equal(
+                weights(runs / name)["network.conv1.weight"], dense["network.conv1.weight"]
+            )
+            assert (runs / name / "robustness.json").is_file()
+        assert all(mask.all() for mask in masks(runs / "control").values())
+        pruned, scratch = masks(runs / "filter-0.5"), masks(runs / "filter-0.5-scratch")
+        assert_equal(pruned, scratch)
+        held = weights(runs / "filter-0.5-scratch")
+        assert all((held[f"network.{name}"][~mask] == 0).all() for name, mask in pruned.items())
+        report = json.loads((runs / "filter-0.5-scratch" / "pruning.json").read_text())
+        assert report["epoch"] == 0
+        assert report["masks_from"].endswith("filter-0.5")
+
+
+def test_a_branch_equals_the_single_run(sweep: Path) -> None:
+    main(["fit", "--config", TINY, "--pruning.amount", "0.5", "--seed_everything", "1"])
+    single = Path("lightning_logs/tiny/version_0")
+    assert_equal(weights(single, "before_pruning"), weights(sweep / "seed1" / "dense"))
+    assert_equal(weights(single), weights(sweep / "seed1" / "weight-0.5"))
+
+
+def test_what_is_finished_is_not_run_again_and_more_can_be_added(
+    copy: Path, sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = times(copy)
+    main([*SWEEP, "--seed", "0,1", "--scratch"])
+    assert times(copy) == before
+    assert "12 of 12 runs finished" in capsys.readouterr().out
+
+    main(["sweep", "--config", TINY, "--amount", "0.5,0.7", "--seed", "1"])
+    after = times(copy)
+    assert all(after[file] == when for file, when in before.items())
+    assert {f.relative_to(copy).parts[:2] for f in after.keys() - before.keys()} == {
+        ("seed1", "weight-0.7")
+    }
+
+    shutil.rmtree(copy / "seed0" / "control" / "checkpoints")  # stopped before its first epoch
+    (copy / "seed0" / "filter-0.5" / "robustness.json").unlink()  # stopped in its test
+    main([*SWEEP, "--seed", "0"])
+    assert_equal(weights(copy / "seed0" / "control"), weights(sweep / "seed0" / "control"))
+    assert (copy / "seed0" / "filter-0.5" / "robustness.json").is_file()
+
+
+def test_other_attacks_are_tested_anew_without_training(copy: Path) -> None:
+    main([*SWEEP, "--seed", "0", "--model.attacks.PGD.init_args.steps", "4"])
+    run = copy / "seed0" / "weight-0.5"
+    suite = json.loads((run / "robustness.json").read_text())["suite"]
+    assert suite["attacks"]["PGD"]["init_args"]["steps"] == 4
+    assert (run / "summary.json").stat().st_mtime < (run / "robustness.json").stat().st_mtime
+
+
+def test_other_training_needs_another_folder(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = times(copy)
+    told = refused(capsys, *SWEEP, "--seed", "0", "--model.adversarial_training.weight", "1.0")
+    assert "model.adversarial_training.weight 0.5, but this sweep has 1.0" in told
+    assert times(copy) == before
+
+
+def test_a_kill_ends_every_process_and_the_sweep_goes_on(sweep: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "prunerob", *SWEEP, "--seed", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    folder = tmp_path / "sweeps" / "tiny" / "seed1"
+    deadline = monotonic() + 120
+    while not (folder / "control" / "config.yaml").is_file():
+        assert process.poll() is None
+        assert monotonic() < deadline
+        sleep(0.02)
+    process.kill()  # its children are not told: they must notice
+    process.wait()
+    deadline = monotonic() + 20
+    while group_is_alive(process.pid):
+        assert monotonic() < deadline, "a child goes on without its sweep"
+        sleep(0.1)
+    assert not (folder / "weight-0.5").exists()
+    dense = (folder / "dense" / "summary.json").stat().st_mtime
+
+    main([*SWEEP, "--seed", "1"])
+    assert (folder / "dense" / "summary.json").stat().st_mtime == dense
+    for name in ("dense", "control", "weight-0.5", "filter-0.5"):
+        assert_equal(weights(folder / name), weights(sweep / "seed1" / name))
+        assert (folder / name / "robustness.json").is_file()
+
+
+def group_is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    branches = ["--criterion", "filter", "--amount", "0.95,0.6", "--scratch"]
+    with pytest.raises(SystemExit) as error:
+        main(["sweep", "--config", TINY, *branches, "--jobs", "2"])
+    assert error.value.code == 1
+    told = capsys.readouterr().out
+    assert "filter-0.95, seed 0: failed: pruning.amount: 0.95" in told
+    assert "filter-0.95-scratch, seed 0: left out, filter-0.95, seed 0 failed" in told
+    assert "3 of 5 runs finished, 2 failed" in told
+    assert (copy / "seed0" / "filter-0.6-scratch" / "robustness.json").is_file()
+
+
+def test_a_failed_base_leaves_its_branches_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["sweep", "--config", TINY, "--amount", "0.5", "--model.optimizer.init_args.lr", "-1"])
+    assert error.value.code == 1
+    told = capsys.readouterr().out
+    assert "dense, seed 3: failed" not in told
+    assert "dense, seed 0: failed: model.optimizer or model.schedule: Invalid learning rate" in told
+    assert "weight-0.5, seed 0: left out, dense, seed 0 failed" in told
+
+
+def test_a_file_says_the_same(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {
+        "config": TINY,
+        "folder": str(sweep),
+        "amount": {"weight": [0, 0.5], "filter": [0.5]},
+        "seed": [0, 1],
+        "scratch": True,
+        "settings": {"trainer.accelerator": "cpu"},
+    }
+    Path("sweep.yaml").write_text(yaml.safe_dump(options))
+    before = times(sweep)
+    main(["sweep", "sweep.yaml"])
+    assert times(sweep) == before
+    assert "12 of 12 runs finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--amount", "0.5,0.5"], "amount: 0.5 is there twice"),
+        (["--amount", "0.5,1"], "amount: 1.0 lies outside [0, 1)"),
+        (["--amount", "-0.1"], "amount: -0.1 lies outside"),
+        (["--amount", "half"], "argument --amount: invalid list of numbers value: 'half'"),
+        (["--amount", ""], "amount: the list is empty"),
+        ([], "--amount is missing"),
+        (["--amount", "0.5", "--seed", "1,1"], "seed: 1 is there twice"),
+        (["--amount", "0.5", "--criterion", "size"], "criterion: size is unknown"),
+        (["--amount", "0.5", "--criterion", "filter:most"], "the readings are filters"),
+        (["--amount", "0.5", "--jobs", "0"], "--jobs and --threads are 1 or more"),
+        (["--amount", "0.5", "--config", "none.yaml"], "--config: there is no file none.yaml"),
+        (["--amount", "0.5", "--pruning.epoch", "null"], "pruning.epoch of"),
+        (["--amount", "0.5", "--pruning.epoch", "4"], "pruning.epoch of"),
+        (["--amount", "0.5", "--model.depth", "3"], "model.depth"),
+        (["none.yaml"], "there is no file none.yaml"),
+    ],
+)
+def test_mistakes_cost_nothing(
+    args: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in refused(capsys, "sweep", "--config", TINY, *args)
+    assert not Path("sweeps").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("amount: [0.5]\namounts: [1]", "amounts is unknown"),
+        ("amount: 0.5", "amount is a list"),
+        ("seed: [a]", "seed is a list of int"),
+        ("- 1", "is no sweep"),
+        ("a: [", "is no YAML file"),
+        ("settings: [1]", "settings are keys"),
+    ],
+)
+def test_mistakes_in_a_file(options: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sweep.yaml").write_text(options)
+    assert told in refused(capsys, "sweep", "sweep.yaml", "--config", TINY)
+
+
+def test_branches_have_one_control_and_names_of_their_own() -> None:
+    branches = make_branches(["weight", "filter", "filter:parameters"], [0.0, 0.94, 0.5])
+    names = [branch.name for branch in branches]
+    pruned = [
+        f"{kind}-{n}" for kind in ("weight", "filter", "filter-parameters") for n in (0.94, 0.5)
+    ]
+    assert names == ["control", *pruned]
+    with pytest.raises(UserError, match="twice"):
+        make_branches(["weight", "weight"], [0.5])
