@@ -44,7 +44,7 @@ def run(args: Sequence[str]) -> None:
     from prunerob.sweeps.command import add_options_of_running, make_sweep, run_sweeps
 
     parser = Arguments("reproduce", DESCRIPTION)
-    parser.add_argument("what", choices=list(TABLES), help=f"one of {', '.join(TABLES)}")
+    parser.usage = f"prunerob reproduce {'|'.join(TABLES)} [options]"
     parser.add_argument("--seed", type=integers, default=[0], help="seeds (default 0)")
     parser.add_argument(
         "--scratch", action="store_true", help="also train the pruned networks from scratch"
@@ -61,8 +61,12 @@ def run(args: Sequence[str]) -> None:
         "--report-only", action="store_true", help="run nothing; report on what is finished"
     )
     add_options_of_running(parser)
-    said, settings = parser.parse_known_args(list(args)[1:])
-    paper, folder = TABLES[said.what], Path(said.folder)
+    rest = list(args)[1:]
+    what = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    said, settings = parser.parse_known_args(rest)
+    if what is None or what not in TABLES:
+        raise UserError(f"{what or 'nothing'} to reproduce; there are {', '.join(TABLES)}")
+    paper, folder = TABLES[what], Path(said.folder)
 
     failed = False
     if not said.report_only:
@@ -85,7 +89,7 @@ def run(args: Sequence[str]) -> None:
             }
             sweeps.append(make_sweep(options))
         failed = bool(run_sweeps(sweeps, jobs=said.jobs, threads=said.threads))
-    report(said.what, folder)
+    report(what, folder)
     if failed:
         raise SystemExit(1)
 

@@ -242,7 +242,7 @@ def test_the_paper_s_tables_can_be_swept() -> None:
 def test_reproduce_needs_a_known_table_and_the_configurations(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert "invalid choice: 'table9'" in refused(capsys, "reproduce", "table9")
+    assert "table9 to reproduce; there are table1" in refused(capsys, "reproduce", "table9")
     assert "--configs: there is no configs/mnist" in refused(capsys, "reproduce", "table1")
     told = refused(capsys, "reproduce", "table1", "--report-only")
     assert "--folder: reproduce holds no runs of table1" in told

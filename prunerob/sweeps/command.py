@@ -46,7 +46,6 @@ def run(args: Sequence[str]) -> None:
         SystemExit: with status 1 if a run failed; the others are finished.
     """
     parser = Arguments("sweep", DESCRIPTION)
-    parser.add_argument("file", nargs="?", help="YAML file with the options below as its keys")
     parser.add_argument("--config", help="configuration of the runs, as for fit")
     parser.add_argument(
         "--criterion",
@@ -65,8 +64,11 @@ def run(args: Sequence[str]) -> None:
     )
     add_options_of_running(parser)
     parser.add_argument("--folder", help="where the runs go (default sweeps/CONFIG)")
-    said, settings = parser.parse_known_args(list(args)[1:])
-    options = _read(said, settings)
+    rest = list(args)[1:]
+    # Not a positional argument, which argparse would find in the value of a setting, too.
+    file = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    said, settings = parser.parse_known_args(rest)
+    options = _read(file, said, settings)
 
     failed = run_sweeps([make_sweep(options)], jobs=options["jobs"], threads=options["threads"])
     if failed:
@@ -136,7 +138,7 @@ def _branches(criteria: Sequence[str], amounts: Any) -> list[Branch]:
     return branches
 
 
-def _read(said: Namespace, settings: Sequence[str]) -> dict[str, Any]:
+def _read(file: str | None, said: Namespace, settings: Sequence[str]) -> dict[str, Any]:
     """The options of the command line over those of the file over the defaults."""
     options: dict[str, Any] = {
         "config": None,
@@ -149,8 +151,8 @@ def _read(said: Namespace, settings: Sequence[str]) -> dict[str, Any]:
         "threads": None,
         "settings": [],
     }
-    if said.file is not None:
-        options.update(_read_file(Path(said.file), options.keys()))
+    if file is not None:
+        options.update(_read_file(Path(file), options.keys()))
     given = {name: value for name, value in vars(said).items() if name in options}
     options.update({name: value for name, value in given.items() if value is not None})
     options["settings"] = [*options["settings"], *settings]
