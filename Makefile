@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check board bench clean
+.PHONY: demo test test-all check board bench table1 table2 figure1 clean
 
 # The main job on real MNIST: train against PGD, prune 90 % of the weights, fine-tune, attack.
 demo: .venv/ready
@@ -28,6 +28,10 @@ check: .venv/ready
 # All runs in TensorBoard, at http://localhost:6006.
 board: .venv/ready
 	$(BIN)/tensorboard --logdir lightning_logs
+
+# The paper's tables and figure beside ours: minutes (table1) to many hours (figure1) on two cores.
+table1 table2 figure1: .venv/ready
+	$(BIN)/prunerob reproduce $@
 
 # Speed, side by side with torchattacks, foolbox and ART; a quarter of an hour on a quiet machine.
 bench: .venv-bench/ready

@@ -111,7 +111,7 @@ def trade_off_figure(results: Results) -> Figure:
     """Robust against natural accuracy; the area of a mark is the share of parameters left."""
     robust = results.column_of("PGD") or results.columns[-1]
     trainings = results.recipes
-    figure = Figure(figsize=(1 + 3 * len(trainings), 3.4), layout="constrained")
+    figure = Figure(figsize=(1 + 3 * len(trainings), 3.8), layout="constrained")
     grid = figure.subplots(1, len(trainings), squeeze=False)
     for axes, recipe in zip(grid[0], trainings, strict=True):
         kinds: list[tuple[str, Sequence[Point]]] = [("dense", [Point(recipe=recipe)])]
@@ -152,7 +152,8 @@ def trade_off_figure(results: Results) -> Figure:
         list(handles.values()),
         list(handles),
         loc="outside lower center",
-        ncols=len(handles),
+        ncols=min(len(handles), 2 * len(trainings)),
+        markerscale=0.7,
         frameon=False,
     )
     return figure
