@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from prunerob import __version__
 from prunerob.classifier import Classifier
-from prunerob.runs import Run, run_folder
+from prunerob.runs import Run, run_folder, write_whole
 
 
 class Checkpoints(Checkpoint):
@@ -124,7 +124,7 @@ class Checkpoints(Checkpoint):
             },
             **about_machine(module.device),
         }
-        Path(run.summary).write_text(json.dumps(summary, indent=2) + "\n")
+        write_whole(run.summary, json.dumps(summary, indent=2) + "\n")
 
 
 def about_machine(device: torch.device) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, cast
@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunerob.adversarial_training import AdversarialTraining
-from prunerob.attacks import FGSM, Attack, NoAttack
+from prunerob.attacks import PGD, Attack, NoAttack
 from prunerob.attacks.attack import evaluating
 from prunerob.attacks.noise import image_keys
-from prunerob.attacks.pgd import logit_margin
+from prunerob.attacks.pgd import is_one_step, logit_margin
 from prunerob.attacks.suite import perturb_by_each
 from prunerob.data.images import Batch
 from prunerob.errors import UserError
 from prunerob.networks.narrow import NarrowCopy, Narrowing, find_narrowing
+from prunerob.pixels import Pixels
 from prunerob.review import overfits_to_one_step
 from prunerob.robustness import WORST_CASE, Robustness, RobustnessRecorder, Scrutiny
 from prunerob.schedules import Constant, Schedule
@@ -84,7 +85,7 @@ class Classifier(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        taken = {"clean", WORST_CASE}
+        taken = {"clean", "natural", WORST_CASE}
         for group, suite in (("attacks", attacks), ("worst_case_attacks", worst_case_attacks)):
             if again := sorted(taken & suite.keys()):
                 raise UserError(
@@ -352,7 +353,8 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Warn, once a phase, where training against one step has taught to resist but that."""
-        robust, one_step = self._right.get("robust"), self._right.get("one_step")
+        robust = self._right.get("many_steps", self._right.get("robust"))
+        one_step = self._right.get("one_step")
         if robust is None or one_step is None or self._warned_of == self.is_fine_tuning:
             return
         if overfits_to_one_step(robust, one_step):
@@ -360,7 +362,7 @@ class Classifier(LightningModule):
             rank_zero_warn(
                 f"catastrophic overfitting: in epoch {self.current_epoch + 1}, of the validation "
                 f"images attacked, {one_step} are classified right under the training's one step "
-                f"and {robust} under the validation attack"
+                f"and {robust} under PGD"
             )
 
     @torch.no_grad()
@@ -398,23 +400,33 @@ class Classifier(LightningModule):
             attacked: number of the first ones to attack; none below 1.
 
         Returns:
-            bool tensors: "clean"; "robust" under the validation attack; and "one_step" under the
-            training attack, if that takes one step only: the probe for catastrophic overfitting.
+            bool tensors: "clean"; "robust" under the validation attack; and, if the training
+            attack takes one step only, "one_step" under that and "many_steps" under PGD (where the
+            validation attack is not that already): the probe for catastrophic overfitting.
         """
         x, y, index = batch
         network = self.attacked(x)
         correct = {"clean": network(x).argmax(1) == y}
         n = min(len(y), attacked)
-        if n > 0 and not isinstance(self.validation_attack, NoAttack):
-            training = self.adversarial_training.attack
-            probes = {"robust": self.validation_attack}
-            if isinstance(training, FGSM):
-                probes["one_step"] = training
+        if n > 0:
             key = image_keys(index[:n], seed=self.seed, purpose="validation")
-            for name, attack in probes.items():
+            for name, attack in self._validation_attacks().items():
                 x_adv = attack(network, x[:n], y[:n], key=key)
                 correct[name] = network(x_adv).argmax(1) == y[:n]
         return correct
+
+    def _validation_attacks(self) -> dict[str, Attack]:
+        attacks: dict[str, Attack] = {}
+        if not isinstance(self.validation_attack, NoAttack):
+            attacks["robust"] = self.validation_attack
+        training = self.adversarial_training.attack
+        if is_one_step(training):
+            attacks["one_step"] = training
+            judge = self.validation_attack
+            if not isinstance(judge, PGD) or is_one_step(judge):
+                eps = float(getattr(training, "eps", 0))
+                attacks["many_steps"] = PGD(eps=Pixels(eps), step_size=Pixels(eps / 4), steps=10)
+        return attacks
 
     # Test
 
@@ -433,7 +445,7 @@ class Classifier(LightningModule):
         """Let an attack learn, once for all ranks: none may face another substitute."""
         self.on_attack(name)
         start = perf_counter()
-        batches = cast(Any, self.trainer).datamodule.test_dataloader()
+        batches = _On(self.device, cast(Any, self.trainer).datamodule.test_dataloader())
         network = self.attacked(next(iter(batches)).x)
         prepared: Attack = self.trainer.strategy.broadcast(attack.prepare(network, batches))
         self._recorder.note_learned(name, prepared.learned, perf_counter() - start)
@@ -452,7 +464,8 @@ class Classifier(LightningModule):
             start = perf_counter()
             x_adv = next(examples)
             logits = network(x_adv)
-            predictions[name] = logits.argmax(1).masked_fill(attack.leaves_out(index), -1)
+            seen = logits.argmax(1)
+            predictions[name] = seen.masked_fill(attack.leaves_out(index), -1)
             self._recorder.add(
                 name,
                 index=index,
@@ -469,7 +482,7 @@ class Classifier(LightningModule):
                     x_adv[:10],
                     labels=y[:10],
                     before=predictions["clean"][:10],
-                    after=predictions[name][:10],
+                    after=seen[:10],
                 )
 
         if self.worst_case_attacks:
@@ -497,7 +510,13 @@ class Classifier(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Sum the record up into the table."""
         self._attack_survivors()
-        self.robustness = replace(self._recorder.robustness(), scrutiny=self._scrutinize())
+        found = self._recorder.robustness()
+        if empty := [row.attack for row in found.rows if not row.images]:
+            raise UserError(
+                f"model.attacks: all images of this test are the attacker's own in {empty[0]}; "
+                "test on more"
+            )
+        self.robustness = replace(found, scrutiny=self._scrutinize())
         for row in self.robustness.rows:
             self.log(f"{self.test_name}/{row.attack}", row.accuracy)
 
@@ -518,3 +537,14 @@ class Classifier(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Positions of the images, int64, (B,), and their probabilities, float32, (B, classes)."""
         return batch.indices, self(batch.x).float().softmax(1)
+
+
+class _On:
+    """Batches on a device, as often as they are asked for."""
+
+    def __init__(self, device: torch.device, batches: Iterable[Batch]) -> None:
+        self.device, self.batches = device, batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            yield Batch(*(tensor.to(self.device) for tensor in batch))

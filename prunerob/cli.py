@@ -72,6 +72,9 @@ def main(args: Sequence[str] | None = None) -> None:
             if args[0] not in MODULES:
                 raise UserError(f"{args[0]}: no such command; there are {', '.join(MODULES)}")
             import_module(MODULES[args[0]]).run(args)
+        except KeyboardInterrupt:
+            sys.stderr.write("prunerob: interrupted\n")
+            raise SystemExit(130) from None
         except (UserError, OSError) as error:
             sys.stderr.write(f"prunerob: error: {one_line(error)}\n")
             raise SystemExit(2) from None

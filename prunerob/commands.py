@@ -21,7 +21,8 @@ from pytorch_lightning.utilities import rank_zero_info
 
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
 from prunerob import report
-from prunerob.attacks import FGSM, Attack
+from prunerob.attacks import Attack
+from prunerob.attacks.pgd import is_one_step
 from prunerob.checkpoints import Checkpoints, about_machine
 from prunerob.classifier import Classifier
 from prunerob.data import Augmentation, ImageDataModule
@@ -327,9 +328,11 @@ class CommandLine(LightningCLI):
         warnings = review(
             model.robustness,
             suite["attacks"],
-            one_step_training=isinstance(model.adversarial_training.attack, FGSM),
+            one_step_training=is_one_step(model.adversarial_training.attack),
         )
         about = {"seed": model.seed, **about_machine(model.device), "suite": suite}
+        about["test_size"] = datamodule.test_size
+        about["test_images"] = len(cast(Any, datamodule.test_dataloader()).index)
         about["warnings"] = warnings
         files = report.write(model.robustness, weights, about)
         settings = self._hyperparameters()

@@ -33,12 +33,14 @@ class Recipe:
 
     Args:
         training: which.
+        name: what to call it in our tables.
         config: name of the configuration's file.
         settings: keys and values to set in it, as on a command line.
         folder: name of the folder of its runs.
     """
 
     training: str
+    name: str
     config: str
     folder: str
     settings: Sequence[str] = ()
@@ -51,7 +53,7 @@ class PaperTable:
     Args:
         title: for people.
         columns: headings, as those of prunerob's own table.
-        rows: of the paper; empty for a figure.
+        rows: of the paper; of a figure, those of the tables that lie on it.
         recipes: what to train.
         amounts: shares to prune beyond those of the rows, by method.
         readings: what "filters pruned by x %" may mean; all are run.
@@ -82,51 +84,65 @@ class PaperTable:
 
 MNIST_COLUMNS = ("natural", "FGSM 0.1", "FGSM 0.2", "FGSM 0.3", "PGD 0.3", "black box")
 
-STANDARD = Recipe(training="standard", config="mnist_standard.yaml", folder="mnist_standard")
-TUNED = Recipe(
-    training="standard", config="mnist_standard_tuned.yaml", folder="mnist_standard_tuned"
+STANDARD = Recipe(
+    training="standard",
+    name="standard",
+    config="mnist_standard.yaml",
+    folder="mnist_standard",
 )
-FGSM = Recipe(training="FGSM", config="mnist_fgsm.yaml", folder="mnist_fgsm")
+TUNED = Recipe(
+    training="standard",
+    name="standard, tuned",
+    config="mnist_standard_tuned.yaml",
+    folder="mnist_standard_tuned",
+)
+FGSM = Recipe(training="FGSM", name="FGSM", config="mnist_fgsm.yaml", folder="mnist_fgsm")
 FGSM_PREDICTED = Recipe(
     training="FGSM",
+    name="FGSM, predicted labels",
     config="mnist_fgsm.yaml",
     settings=("--model.adversarial_training.attack.init_args.label", "predicted"),
     folder="mnist_fgsm_predicted",
 )
-PGD = Recipe(training="PGD", config="mnist_pgd.yaml", folder="mnist_pgd")
+PGD = Recipe(training="PGD", name="PGD", config="mnist_pgd.yaml", folder="mnist_pgd")
+
+TABLE_1 = (
+    Row("standard", "", 0.0, (99.0, 70.3, 30.4, 13.6, 0.3, 59.6)),
+    Row("standard", "weight", 0.98, (99.0, 47.1, 11.3, 4.0, 0.0, 59.2)),
+    Row("standard", "filter", 0.75, (98.8, 52.8, 16.5, 8.5, 0.0, 52.6)),
+)
+
+TABLE_2 = (
+    Row("FGSM", "", 0.0, (99.2, 97.9, 94.0, 84.7, 0.5, 89.2)),
+    Row("FGSM", "weight", 0.96, (99.0, 94.8, 83.5, 59.0, 2.2, 79.6)),
+    Row("FGSM", "weight", 0.80, (99.2, 98.2, 94.7, 85.9, 0.2, 89.6)),
+    Row("FGSM", "filter", 0.70, (98.9, 94.1, 82.3, 60.1, 1.7, 82.5)),
+    Row("FGSM", "filter", 0.60, (99.0, 97.8, 93.6, 83.0, 0.4, 85.7)),
+    Row("PGD", "", 0.0, (99.0, 97.3, 95.6, 93.5, 92.5, 96.8)),
+    Row("PGD", "weight", 0.94, (98.8, 95.6, 94.2, 91.9, 90.6, 95.6)),
+    Row("PGD", "weight", 0.85, (99.0, 96.9, 95.3, 93.3, 92.0, 96.0)),
+    Row("PGD", "filter", 0.65, (98.9, 89.8, 86.9, 82.3, 75.4, 87.5)),
+    Row("PGD", "filter", 0.40, (99.0, 94.9, 93.1, 90.8, 87.3, 94.1)),
+)
 
 TABLES: Mapping[str, PaperTable] = {
     "table1": PaperTable(
         title="Table 1: MNIST, standard training",
         columns=MNIST_COLUMNS,
         recipes=(STANDARD, TUNED),
-        rows=(
-            Row("standard", "", 0.0, (99.0, 70.3, 30.4, 13.6, 0.3, 59.6)),
-            Row("standard", "weight", 0.98, (99.0, 47.1, 11.3, 4.0, 0.0, 59.2)),
-            Row("standard", "filter", 0.75, (98.8, 52.8, 16.5, 8.5, 0.0, 52.6)),
-        ),
+        rows=TABLE_1,
     ),
     "table2": PaperTable(
         title="Table 2: MNIST, adversarial training",
         columns=MNIST_COLUMNS,
         recipes=(FGSM, FGSM_PREDICTED, PGD),
-        rows=(
-            Row("FGSM", "", 0.0, (99.2, 97.9, 94.0, 84.7, 0.5, 89.2)),
-            Row("FGSM", "weight", 0.96, (99.0, 94.8, 83.5, 59.0, 2.2, 79.6)),
-            Row("FGSM", "weight", 0.80, (99.2, 98.2, 94.7, 85.9, 0.2, 89.6)),
-            Row("FGSM", "filter", 0.70, (98.9, 94.1, 82.3, 60.1, 1.7, 82.5)),
-            Row("FGSM", "filter", 0.60, (99.0, 97.8, 93.6, 83.0, 0.4, 85.7)),
-            Row("PGD", "", 0.0, (99.0, 97.3, 95.6, 93.5, 92.5, 96.8)),
-            Row("PGD", "weight", 0.94, (98.8, 95.6, 94.2, 91.9, 90.6, 95.6)),
-            Row("PGD", "weight", 0.85, (99.0, 96.9, 95.3, 93.3, 92.0, 96.0)),
-            Row("PGD", "filter", 0.65, (98.9, 89.8, 86.9, 82.3, 75.4, 87.5)),
-            Row("PGD", "filter", 0.40, (99.0, 94.9, 93.1, 90.8, 87.3, 94.1)),
-        ),
+        rows=TABLE_2,
     ),
     "figure1": PaperTable(
         title="Figure 1: MNIST, accuracy against the share pruned",
         columns=MNIST_COLUMNS,
         recipes=(STANDARD, FGSM, PGD),
+        rows=(*TABLE_1, *TABLE_2),  # which lie on its curves
         amounts={
             "weight": (0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.94, 0.96, 0.98),
             "filter": (0.2, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8),

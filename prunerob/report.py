@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunerob.errors import UserError
 from prunerob.robustness import WORST_CASE, Robustness
-from prunerob.runs import Weights
+from prunerob.runs import Weights, write_whole
 from prunerob.tensorboard import writers
 
 
@@ -47,13 +47,15 @@ def write(robustness: Robustness, weights: Weights, about: Mapping[str, object])
     """
     stem = weights.result("robustness")
     texts = {
-        f"{stem.name}.json": robustness.to_json({"weights": weights.file.name, **about}),
         f"{stem.name}.csv": robustness.to_csv(),
         f"{stem.name}.md": robustness.to_markdown(),
         f"{stem.name}_images.csv": robustness.images_to_csv(),
+        # The last: where it is, the others are.
+        f"{stem.name}.json": robustness.to_json({"weights": weights.file.name, **about}),
     }
+    stem.with_name(f"{stem.name}.json").unlink(missing_ok=True)
     for name, text in texts.items():
-        (stem.parent / name).write_text(text)
+        write_whole(stem.parent / name, text)
     return [stem.parent / name for name in texts]
 
 
@@ -120,8 +122,12 @@ def accuracies_before_pruning(weights: Weights, robustness: Robustness) -> dict[
     if weights.run is None or weights.file.stem == "before_pruning" or not file.is_file():
         return {}
     before = json.loads(file.read_text())
-    images = robustness.rows[0].images
-    dense = {row["attack"]: row["accuracy"] for row in before["rows"] if row["images"] == images}
+    images = {row.attack: row.images for row in robustness.rows}
+    dense = {
+        row["attack"]: row["accuracy"]
+        for row in before["rows"]
+        if row["images"] == images.get(row["attack"])
+    }
     # The worst case is that of a suite, with what searched beyond it.
     searches = [search["attack"] for search in before.get("worst case attacks", [])]
     same = list(dense) == [row.attack for row in robustness.rows]

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from prunerob.arguments import Arguments, integers
 from prunerob.errors import UserError
-from prunerob.paper import TABLES, PaperTable, Row
+from prunerob.paper import TABLES, PaperTable, Recipe, Row
 from prunerob.reports.results import Point, Results
-from prunerob.reports.tables import Table
+from prunerob.reports.tables import Table, accuracy_note, percent
 
 DESCRIPTION = """\
 Run the sweep behind a table or figure of the paper, and print its numbers beside ours.
@@ -58,6 +58,12 @@ def run(args: Sequence[str]) -> None:
         help="folder of prunerob's configurations (default configs, in a checkout of prunerob)",
     )
     parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.5,
+        help="of the operating points, as for `prunerob report` (default 0.5)",
+    )
+    parser.add_argument(
         "--report-only", action="store_true", help="run nothing; report on what is finished"
     )
     add_options_of_running(parser)
@@ -66,6 +72,8 @@ def run(args: Sequence[str]) -> None:
     said, settings = parser.parse_known_args(rest)
     if what is None or what not in TABLES:
         raise UserError(f"{what or 'nothing'} to reproduce; there are {', '.join(TABLES)}")
+    if said.report_only and settings:
+        raise UserError(f"{settings[0]} is a setting of runs, and --report-only runs nothing")
     paper, folder = TABLES[what], Path(said.folder)
 
     failed = False
@@ -89,26 +97,26 @@ def run(args: Sequence[str]) -> None:
             }
             sweeps.append(make_sweep(options))
         failed = bool(run_sweeps(sweeps, jobs=said.jobs, threads=said.threads))
-    report(what, folder)
+    report(what, folder, tolerance=said.tolerance)
     if failed:
         raise SystemExit(1)
 
 
-def report(what: str, folder: Path) -> None:
+def report(what: str, folder: Path, *, tolerance: float) -> None:
     """Report on the finished runs of a table or figure, beside the paper's numbers."""
     from prunerob.reports.command import show, write
     from prunerob.reports.results import read_results
 
     paper = TABLES[what]
-    folders = [folder / recipe.folder for recipe in paper.recipes]
-    places = [str(place) for place in folders if place.is_dir()]
+    names = {str(folder / recipe.folder): recipe.name for recipe in paper.recipes}
+    places = [place for place in names if Path(place).is_dir()]
     if not places:
         raise UserError(f"--folder: {folder} holds no runs of {what}")
-    results = _of(paper, read_results(places, partial=True))
+    results = _of(paper, read_results(places, partial=True, recipes=names))
     target = folder / what
     compared = comparison(paper, results)
     also = [compared] if compared.rows else []
-    files = write(results, target, title=paper.title, also=also)
+    files = write(results, target, tolerance=tolerance, title=paper.title, also=also)
     console = Console()
     if also:
         show(compared, console)
@@ -120,56 +128,61 @@ def report(what: str, folder: Path) -> None:
 
 def _of(paper: PaperTable, results: Results) -> Results:
     """The results that belong to a table, without those that others of the folder need."""
-    if not paper.rows:
-        return results
-    wanted = {(row.training, row.method, row.amount) for row in paper.rows}
+    amounts = {recipe.name: paper.amounts_of(recipe.training) for recipe in paper.recipes}
     kept = [
         result
         for result in results.all
-        if result.point.is_control
-        or (_training(result.point), _method(result.point), result.point.amount) in wanted
+        if result.point.amount == 0
+        or any(
+            result.point.amount in found and criterion.split(":")[0] == _method(result.point)
+            for criterion, found in amounts[result.point.recipe].items()
+        )
     ]
-    return Results(kept)
-
-
-def _training(point: Point) -> str:
-    """The paper's word for a recipe: the first one of its name."""
-    return point.recipe.split(",")[0].split(" (")[0]
+    return Results(kept, results.left_out)
 
 
 def _method(point: Point) -> str:
+    """The paper's word for a way of pruning: ours without the reading."""
     return point.method.split(" (")[0]
 
 
-def pairs(paper: PaperTable, results: Results) -> list[tuple[Row, Point]]:
-    """Each row of the paper with every network of ours that may be meant by it."""
-    return [
-        (row, point)
-        for row in paper.rows
-        for point in results.by_point
-        if (_training(point), _method(point), point.amount)
-        == (row.training, row.method, row.amount)
-        and not point.is_scratch
-    ]
+def pairs(paper: PaperTable, results: Results) -> list[tuple[Row, Recipe, Point | None]]:
+    """Each row of the paper with every network of ours that may be meant by it.
+
+    A row for which nothing has run has none.
+    """
+    found: list[tuple[Row, Recipe, Point | None]] = []
+    for recipe in paper.recipes:
+        for row in paper.rows:
+            if row.training != recipe.training:
+                continue
+            points: list[Point | None] = [
+                point
+                for point in results.by_point
+                if (point.recipe, _method(point), point.amount)
+                == (recipe.name, row.method, row.amount)
+                and not point.is_scratch
+            ]
+            found += [(row, recipe, point) for point in points or [None]]
+    return found
 
 
 def comparison(paper: PaperTable, results: Results) -> Table:
     """Our accuracies and the paper's, cell by cell; those apart are marked."""
     rows = []
-    for row, point in pairs(paper, results):
+    for row, recipe, point in pairs(paper, results):
         cells = []
         for column, theirs in zip(paper.columns, row.accuracies, strict=True):
-            values = results.accuracies(point, column)
-            if not values:
-                cells.append(f"– / {theirs:.1f}")
-                continue
-            ours = 100 * mean(values)
-            mark = " *" if abs(ours - theirs) > APART else ""
-            cells.append(f"{ours:.1f} / {theirs:.1f}{mark}")
-        rows.append([point.recipe, point.pruned, *cells, str(len(results.by_point[point]))])
+            values = results.accuracies(point, column) if point else []
+            apart = values and abs(100 * mean(values) - theirs) > APART
+            cells.append(f"{percent(values)} / {theirs:.1f}{' *' if apart else ''}")
+        share = f"{row.method} {100 * row.amount:g} %" if row.method else "0"
+        pruned = point.pruned if point else f"{share}, not run"
+        seeds = str(len(results.by_point[point])) if point else "0"
+        rows.append([recipe.name, pruned, *cells, seeds])
     note = (
-        f"Accuracy in percent: ours, mean over seeds / the paper's. *: more than {APART:g} points "
-        "apart, either way."
+        f"Ours / the paper's. *: more than {APART:g} points apart, either way. "
+        f"{accuracy_note(results)}"
     )
     return Table(
         f"{paper.title}, ours / the paper's",
@@ -184,12 +197,12 @@ def comparison_csv(paper: PaperTable, results: Results) -> str:
     file = StringIO()
     table = csv.writer(file, lineterminator="\n")
     table.writerow(["training", "pruned", "column", "ours", "paper", "difference", "seeds"])
-    for row, point in pairs(paper, results):
+    for row, recipe, point in pairs(paper, results):
         for column, theirs in zip(paper.columns, row.accuracies, strict=True):
-            values = results.accuracies(point, column)
-            if values:
+            values = results.accuracies(point, column) if point else []
+            if point and values:
                 ours = 100 * mean(values)
                 seeds = " ".join(map(str, results.by_point[point]))
                 cells = (f"{ours:.2f}", theirs, f"{ours - theirs:.2f}", seeds)
-                table.writerow([point.recipe, point.pruned, column, *cells])
+                table.writerow([recipe.name, point.pruned, column, *cells])
     return file.getvalue()

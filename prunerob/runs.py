@@ -222,3 +222,30 @@ def load_weights(network: nn.Module, file: Path) -> None:
             continue
         raise UserError(f"ckpt_path: {file} is for another network: {problem}")
     network.load_state_dict(new)
+
+
+def differences(old: object, new: object, name: str = "") -> list[tuple[str, object, object]]:
+    """Where two configurations differ in keys that both have.
+
+    Args:
+        old: a configuration in plain values.
+        new: another.
+        name: of the key that they lie under.
+
+    Returns:
+        keys, with the value of either; sorted by key.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            found
+            for key in sorted(old.keys() & new.keys())
+            for found in differences(old[key], new[key], f"{name}.{key}" if name else str(key))
+        ]
+    return [] if old == new else [(name, old, new)]
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is there in full or not at all, whenever a kill comes."""
+    unfinished = file.with_name(f"{file.name}.unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(file)

@@ -47,7 +47,7 @@ def test_every_file_is_there_and_says_what_the_runs_found(copy: Path) -> None:
     main(["report", str(copy)])
     folder = copy / "report"
     names = {path.name for path in folder.iterdir()}
-    tables = ("accuracy", "difference", "difference_control", "operating_points")
+    tables = ("accuracy", "minus_dense", "minus_control", "minus_pruned", "operating_points")
     assert names >= {f"{name}.{ending}" for name in tables for ending in ("md", "tex")}
     assert names >= {f"{n}.{e}" for n in ("difference", "trade_off") for e in ("png", "svg")}
 
@@ -99,10 +99,12 @@ def test_single_runs_with_their_dense_network(tmp_path: Path) -> None:
     results = read_results(["lightning_logs"])
     run = Path("lightning_logs/tiny/version_0")
     assert [point.pruned for point in results.by_point] == ["0", "weight 70 %"]
-    (dense, _) = results.all
+    dense, pruned = results.all
     rows = json.loads((run / "robustness_before_pruning.json").read_text())["rows"]
     assert [row.accuracy for row in dense.robustness.rows] == [row["accuracy"] for row in rows]
-    assert 0 <= dense.validation["clean"] <= 1
+    # On as many images, so that they can be compared.
+    assert dense.validation["robust"][1] == pruned.validation["robust"][1] == 50
+    assert dense.validation["clean"][1] == pruned.validation["clean"][1] == 100
 
 
 def test_operating_points_are_picked_on_validation_images(copy: Path) -> None:
@@ -123,12 +125,16 @@ def test_operating_points_are_picked_on_validation_images(copy: Path) -> None:
     validated("filter-0.5", 0.97, 0.95)
     assert picked() == {
         ("weight", "high compression"): "50 %",
-        ("weight", "high robustness"): "none",
-        ("filter (weights)", "high compression"): "none",
-        ("filter (weights)", "high robustness"): "none",
+        ("weight", "high robustness"): "none is",
+        ("filter (weights)", "high compression"): "none is",
+        ("filter (weights)", "high robustness"): "none is",
     }
     validated("weight-0.5", 0.981, 0.891)
     assert picked()["weight", "high robustness"] == "50 %"
+    shutil.rmtree(copy / "seed1" / "dense")  # the mean is over seeds that both have
+    assert picked()["weight", "high robustness"] == "50 %"
+    shutil.rmtree(copy / "seed0" / "dense")
+    assert set(picked().values()) == {"not measured"}
 
 
 def test_black_boxes_that_differ_in_their_seed_are_one_column(copy: Path) -> None:
@@ -202,8 +208,10 @@ def test_the_paper_s_numbers_stand_beside_ours(
     table = PaperTable(
         title="A table",
         columns=("natural", "PGD"),
-        recipes=(Recipe(training="PGD", config="tiny.yaml", folder="tiny"),),
+        recipes=(Recipe(training="PGD", name="PGD", config="tiny.yaml", folder="tiny"),),
+        readings=("weights",),
         rows=(
+            Row("PGD", "filter", 0.9, (50.0, 0.0)),
             Row("PGD", "", 0.0, (natural + 1.9, 50.0)),
             Row("PGD", "weight", 0.5, (natural + 100, 0.0)),
         ),
@@ -211,16 +219,19 @@ def test_the_paper_s_numbers_stand_beside_ours(
     monkeypatch.setattr(reproduce, "TABLES", {"table": table})
     shutil.copytree(sweep, "runs/tiny")
     configs = str(Path(TINY).parent)
-    main(["reproduce", "table", "--folder", "runs", "--configs", configs, "--seed", "0,1"])
-    assert "6 of 6 runs finished" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as error:  # so many filters cannot be pruned
+        main(["reproduce", "table", "--folder", "runs", "--configs", configs, "--seed", "0,1"])
+    assert error.value.code == 1
+    assert "6 of 8 runs finished, 2 failed" in capsys.readouterr().out
     with Path("runs/table/comparison.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["pruned"] for row in rows] == ["0", "0", "weight 50 %", "weight 50 %"]
     assert float(rows[0]["difference"]) == pytest.approx(-1.9, abs=0.01)
     lines = Path("runs/table/comparison.md").read_text().splitlines()
-    assert f"{natural:.1f} / {natural + 1.9:.1f} |" in lines[2], "within two points: no mark"
-    assert lines[2].count("*") == 1
-    assert f"/ {natural + 100:.1f} * |" in lines[3]
+    assert lines[2].startswith("| PGD | filter 90 %, not run | – / 50.0 | – / 0.0 |")
+    assert f" / {natural + 1.9:.1f} |" in lines[3], "within two points: no mark"
+    assert lines[3].count("*") == 1
+    assert f"/ {natural + 100:.1f} * |" in lines[4]
 
 
 def test_the_paper_s_tables_can_be_swept() -> None:

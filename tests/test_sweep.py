@@ -38,7 +38,7 @@ def times(folder: Path) -> dict[Path, float]:
 
 
 def test_every_branch_grows_from_one_dense_network(sweep: Path) -> None:
-    assert sorted(path.name for path in sweep.iterdir()) == ["seed0", "seed1"]
+    assert sorted(path.name for path in sweep.glob("[!.]*")) == ["seed0", "seed1"]
     for seed in (0, 1):
         runs = sweep / f"seed{seed}"
         expected = ["control", "dense", "filter-0.5", "filter-0.5-scratch"]

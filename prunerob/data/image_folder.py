@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from prunerob.data.augmentation import Augmentation, NoAugmentation
-from prunerob.data.images import ImageDataModule, Images, find_images, read_image
+from prunerob.data.images import (
+    ImageDataModule,
+    Images,
+    find_images,
+    read_image,
+    stratified_order,
+)
 from prunerob.errors import UserError
 
 
@@ -52,7 +58,7 @@ class ImageFolder(ImageDataModule):
         self.grey = grey
 
     def load(self) -> tuple[Images, Images]:
-        """Read all images, several at a time.
+        """Read all images, several at a time; those of the test come in a fixed, mixed order.
 
         Raises:
             UserError: a folder is missing or empty, or a file is no readable image of that size.
@@ -65,7 +71,11 @@ class ImageFolder(ImageDataModule):
         labels = {name: label for label, name in enumerate(train)}
         first = next(iter(train.values()))[0]
         shape = read_image(first, (1 if self.grey else 3,)).shape
-        return _read(train, labels, shape), _read(test, labels, shape)
+        # Not class by class: the first images of a test are those of an attacker.
+        mixed = _read(test, labels, shape)
+        order = stratified_order(mixed.labels, self.SPLIT_SEED)
+        mixed = Images(mixed.pixels[order], mixed.labels[order])
+        return _read(train, labels, shape), mixed
 
 
 def _find_classes(folder: Path) -> dict[str, list[Path]]:

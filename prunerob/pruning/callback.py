@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -32,7 +31,7 @@ from prunerob.pruning.masks import (
     without,
 )
 from prunerob.robustness import wilson_interval
-from prunerob.runs import find_weights, read_checkpoint, run_folder
+from prunerob.runs import find_weights, read_checkpoint, run_folder, write_whole
 from prunerob.tensorboard import log_shares, log_weight_histograms
 
 LATER_SETTINGS = {"keep_multiple_of": 1, "masks_from": None}
@@ -270,7 +269,7 @@ class Pruning(Callback):
                 raise UserError(f"pruning.criterion: scores of {name} have another shape than it")
         scores = without(scores, self.exclude)
         if self.masks_from is not None:
-            return _read_masks(self.masks_from, module, scores), scores
+            return self._read_masks(self.masks_from, module, scores), scores
         masks = make_masks(
             module.network,
             scores,
@@ -280,6 +279,32 @@ class Pruning(Callback):
             keep_multiple_of=keep_multiple_of or self.keep_multiple_of,
         )
         return masks, scores
+
+    def _read_masks(self, place: str, module: Classifier, scores: Scores) -> Masks:
+        """The masks of a pruned run, for a network of the same architecture.
+
+        Raises:
+            UserError: there are none, or they are of another network or of other settings.
+        """
+        file = find_weights(place).file
+        callbacks = read_checkpoint(file).get("callbacks")
+        state = callbacks.get(self.state_key) if isinstance(callbacks, dict) else None
+        if not state:
+            raise UserError(f"pruning.masks_from: {file} holds no masks: it is not of a pruned run")
+        masks, settings = state["masks"], state["settings"]
+        shapes = {name: value.shape for name, value in module.full_network.named_parameters()}
+        for name, mask in masks.items():
+            if shapes.get(name) != mask.shape:
+                raise UserError(f"pruning.masks_from: {file} is of another network ({name})")
+        for name in ("amount", "criterion", "reading", "exclude"):
+            if settings[name] != self.settings[name]:
+                raise UserError(
+                    f"pruning.{name}: {self.settings[name]}, but {file} in pruning.masks_from was "
+                    f"pruned with {settings[name]}"
+                )
+        if missing := sorted(scores.keys() - masks.keys()):
+            raise UserError(f"pruning.masks_from: {file} has no mask of {missing[0]}")
+        return {name: mask.to(module.device) for name, mask in masks.items()}
 
     def _take_channels_out(self, module: Classifier) -> None:
         """Give attacks, and if asked fine-tuning, the network without its silent channels."""
@@ -339,7 +364,7 @@ class Pruning(Callback):
                 },
                 "layers": [asdict(layer) for layer in layers],
             }
-            Path(folder, "pruning.json").write_text(json.dumps(report, indent=2) + "\n")
+            write_whole(folder / "pruning.json", json.dumps(report, indent=2) + "\n")
         rank_zero_info(self._describe_accuracies())
 
     def _measure(self, trainer: Trainer, module: Classifier, when: str) -> None:
@@ -445,26 +470,6 @@ class Pruning(Callback):
         self.shares = Shares(**state_dict["shares"]) if state_dict["shares"] else None
         self._rounded_up = state_dict.get("rounded_up", 0)
         self.accuracies = state_dict["accuracies"]
-
-
-def _read_masks(place: str, module: Classifier, scores: Scores) -> Masks:
-    """The masks of a pruned run, for a network of the same architecture.
-
-    Raises:
-        UserError: there are none, or they are of another network.
-    """
-    file = find_weights(place).file
-    state = read_checkpoint(file).get("callbacks")
-    masks = state.get("Pruning", {}).get("masks") if isinstance(state, dict) else None
-    if not masks:
-        raise UserError(f"pruning.masks_from: {file} holds no masks: it is not of a pruned run")
-    shapes = {name: value.shape for name, value in module.network.named_parameters()}
-    for name, mask in masks.items():
-        if shapes.get(name) != mask.shape:
-            raise UserError(f"pruning.masks_from: {file} is of another network ({name} differs)")
-    if missing := sorted(scores.keys() - masks.keys()):
-        raise UserError(f"pruning.masks_from: {file} has no mask of {missing[0]}, which is ranked")
-    return {name: mask.to(module.device) for name, mask in masks.items()}
 
 
 def _first_lowest(score: torch.Tensor) -> torch.Tensor:

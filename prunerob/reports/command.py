@@ -20,8 +20,10 @@ Make tables, figures and a page about finished and tested runs.
     prunerob report sweeps/mnist_pgd
     prunerob report sweeps/mnist_standard sweeps/mnist_pgd --output report
 
-Writes accuracy (.csv, .md, .tex), differences and operating points (.md, .tex), the figures
-difference and trade_off (.png, .svg), and report.html, one file to open or send.
+Writes the tables accuracy (.csv, .md, .tex), minus_dense, minus_control, minus_pruned (networks
+from scratch), operating_points and substitutes (.md, .tex), as far as there is something in them,
+the figures difference and trade_off (.png, .svg), warnings.txt, and report.html, one file to open
+or send.
 """
 
 
@@ -89,9 +91,11 @@ def write(
     check_writable(folder)
     accuracy = tables.accuracy_table(results)
     others = {
-        "difference": tables.difference_table(results, control=False),
-        "difference_control": tables.difference_table(results, control=True),
+        "minus_dense": tables.difference_table(results, "dense"),
+        "minus_control": tables.difference_table(results, "control"),
+        "minus_pruned": tables.difference_table(results, "pruned"),
         "operating_points": tables.operating_points(results, tolerance=tolerance),
+        "substitutes": tables.black_box_table(results),
     }
     others = {name: table for name, table in others.items() if table.rows}
     warnings = tables.warnings(results)
@@ -100,6 +104,8 @@ def write(
         show(table, console)
     for warning in warnings:
         console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+    for run in results.left_out:
+        console.print(f"[yellow]Left out:[/] {escape(run)}", highlight=False, soft_wrap=True)
 
     texts = {"accuracy.csv": tables.to_csv(results)}
     for name, table in {"accuracy": accuracy, **others}.items():
@@ -107,7 +113,7 @@ def write(
         texts[f"{name}.tex"] = table.to_latex()
     texts["warnings.txt"] = "".join(f"{warning}\n" for warning in warnings)
     drawn = {}
-    if results.methods:
+    if others.get("minus_dense") and results.methods:
         drawn["difference"] = figures.difference_figure(results)
     drawn["trade_off"] = figures.trade_off_figure(results)
     captions = {
@@ -131,9 +137,11 @@ def show(table: Table, console: Console) -> None:
     """Print a table, as wide as it needs to be where nobody has a terminal to be filled."""
     if not console.is_terminal:
         console = Console(width=200)
-    shown = rich_table.Table(title=table.title, caption=table.note, caption_justify="left")
+    shown = rich_table.Table(
+        title=escape(table.title), caption=escape(table.note), caption_justify="left"
+    )
     for i, heading in enumerate(table.headings):
-        shown.add_column(heading, justify="left" if i < 2 else "right")
+        shown.add_column(escape(heading), justify="left" if i < 2 else "right")
     for row in table.rows:
         shown.add_row(*map(escape, row))
     console.print(shown)

@@ -6,7 +6,7 @@ the colour-blind tell apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -60,14 +60,12 @@ def difference_figure(results: Results) -> Figure:
                     _difference_curve(axes, results, recipe, method, column, colour, marker, line)
             axes.axhline(0, color="grey", linewidth=0.6)
             axes.grid(alpha=0.25)
-            axes.set_title(f"{recipe}, {method}", fontsize=9)
+            axes.set_title(f"{recipe}\n{method}", fontsize=8)
             if i + 1 == len(methods):
                 axes.set_xlabel("share pruned, %")
             if j == 0:
                 axes.set_ylabel("accuracy − dense, points")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    _legend(figure, grid.ravel(), columns=3)
     return figure
 
 
@@ -81,10 +79,9 @@ def _difference_curve(
     marker: str,
     line: str,
 ) -> None:
-    dense, control = Point(recipe=recipe), Point(recipe=recipe, method=CONTROL)
     shares, heights, spreads = [0.0], [0.0], [0.0]
-    for point in sorted(_pruned(results, recipe, method), key=lambda point: point.amount):
-        found = results.difference(point, dense, column)
+    for point in sorted(results.pruned(recipe, method), key=lambda point: point.amount):
+        found = results.difference(point, point.dense, column)
         if found is not None:
             shares.append(100 * point.amount)
             heights.append(found.points)
@@ -102,9 +99,19 @@ def _difference_curve(
         linestyle=line,
         markersize=4,
     )
-    beside = results.difference(control, dense, column) if control in results.by_point else None
+    dense = Point(recipe=recipe)
+    beside = results.difference(dense.control, dense, column)
     if beside is not None:
-        axes.plot(0, beside.points, color=colour, marker=marker, fillstyle="none", markersize=6)
+        axes.plot(
+            0,
+            beside.points,
+            color=colour,
+            marker=marker,
+            fillstyle="none",
+            linestyle="",
+            markersize=6,
+            label=f"{column}, control",
+        )
 
 
 def trade_off_figure(results: Results) -> Figure:
@@ -116,10 +123,10 @@ def trade_off_figure(results: Results) -> Figure:
     for axes, recipe in zip(grid[0], trainings, strict=True):
         kinds: list[tuple[str, Sequence[Point]]] = [("dense", [Point(recipe=recipe)])]
         kinds.append((CONTROL, [Point(recipe=recipe, method=CONTROL)]))
-        kinds += [(method, _pruned(results, recipe, method)) for method in results.methods]
+        kinds += [(method, results.pruned(recipe, method)) for method in results.methods]
         for i, (name, points) in enumerate(kinds):
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-            known = [point for point in points if point in results.by_point]
+            known = [point for point in points if results.accuracies(point, robust)]
             at = [
                 [100 * mean(results.accuracies(point, column)) for point in known]
                 for column in ("natural", robust)
@@ -143,25 +150,22 @@ def trade_off_figure(results: Results) -> Figure:
         axes.grid(alpha=0.25)
         axes.margins(0.15)
     grid[0][0].set_ylabel(f"accuracy under {robust}, %")
+    _legend(figure, grid[0], columns=2 * len(trainings))
+    return figure
+
+
+def _legend(figure: Figure, panels: Iterable[Axes], *, columns: int) -> None:
+    """One legend below all panels, for what is in any of them."""
     handles = {
         label: handle
-        for axes in grid[0]
+        for axes in panels
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
         list(handles.values()),
         list(handles),
         loc="outside lower center",
-        ncols=min(len(handles), 2 * len(trainings)),
-        markerscale=0.7,
+        ncols=min(max(1, len(handles)), columns),
+        markerscale=0.8,
         frameon=False,
     )
-    return figure
-
-
-def _pruned(results: Results, recipe: str, method: str) -> list[Point]:
-    return [
-        point
-        for point in results.by_point
-        if (point.recipe, point.method, point.is_scratch) == (recipe, method, False)
-    ]

@@ -48,6 +48,9 @@ def page(
     parts.append("<h2>What a reviewer would object to</h2>")
     objections = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
     parts.append(f"<ul>{objections}</ul>" if warnings else "<p>Nothing that was looked for.</p>")
+    if results.left_out:
+        left_out = "".join(f"<li>{escape(run)}</li>" for run in results.left_out)
+        parts.append(f"<p>Left out:</p><ul>{left_out}</ul>")
     for caption, figure in figures.items():
         parts.append(f"<h2>{escape(caption)}</h2>\n{_inline(figure)}")
     parts += [_table(table) for table in tables[1:]]

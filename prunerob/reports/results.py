@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -13,9 +14,17 @@ import torch
 import yaml
 
 from prunerob.errors import UserError
-from prunerob.review import Suite, eps, kind, review, sign_test
+from prunerob.review import (
+    SIGNIFICANT,
+    Suite,
+    eps,
+    kind,
+    overfits_to_one_step,
+    review,
+    sign_test,
+)
 from prunerob.robustness import WORST_CASE, Robustness
-from prunerob.runs import Run
+from prunerob.runs import Run, differences
 
 METHODS = {
     "weight_magnitude": "weight",
@@ -24,6 +33,10 @@ METHODS = {
     "random_filters": "random filter",
 }
 """Names of criteria for people, by the function's name."""
+
+CONTROL = "control"
+NATURAL = "natural"
+BLACK_BOX = "black box"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +66,16 @@ class Point:
         return self.method == CONTROL
 
     @property
+    def dense(self) -> Point:
+        """The network that it was pruned from."""
+        return Point(recipe=self.recipe)
+
+    @property
+    def control(self) -> Point:
+        """The control of the same recipe."""
+        return Point(recipe=self.recipe, method=CONTROL)
+
+    @property
     def pruned(self) -> str:
         """What was pruned, in words."""
         if self.is_dense:
@@ -63,57 +86,77 @@ class Point:
         return f"{share}, from scratch" if self.is_scratch else share
 
 
-CONTROL = "control"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """One network and its test.
 
     Args:
         run: where it is from.
+        config: the run's configuration, in plain values.
         point: how it was made.
         seed: of its run.
         shares: what is pruned, in [0, 1], by reading (see `prunerob.pruning.masks`).
         robustness: the test.
         suite: its attacks.
-        validation: accuracies on validation images, in [0, 1]: "clean" and "robust".
-        is_one_step: whether training was against FGSM.
+        worst_case_suite: its attacks that count in the worst case alone.
+        validation: images classified right, and images, on validation images: "clean", "robust"
+            and "one_step".
+        is_one_step: whether training was against a single step.
         about: machine and versions of the test.
     """
 
     run: Run
+    config: Mapping[str, Any]
     point: Point
     seed: int
     shares: Mapping[str, float]
     robustness: Robustness
     suite: Suite
-    validation: Mapping[str, float]
+    worst_case_suite: Suite
+    validation: Mapping[str, tuple[int, int]]
     is_one_step: bool
     about: Mapping[str, Any]
 
     def warnings(self) -> list[str]:
-        """What a reviewer would object to."""
-        return review(self.robustness, self.suite, one_step_training=self.is_one_step)
+        """What a reviewer would object to, and what was not looked for."""
+        found = review(self.robustness, self.suite, one_step_training=self.is_one_step)
+        one_step = self.validation.get("one_step")
+        robust = self.validation.get("many_steps", self.validation.get("robust"))
+        told = any(warning.startswith("catastrophic") for warning in found)
+        if one_step and robust and not told and overfits_to_one_step(robust[0], one_step[0]):
+            found.append(
+                f"catastrophic overfitting: of {robust[1]:,} validation images {one_step[0]:,} are "
+                f"right under the training's one step and {robust[0]:,} under PGD"
+            )
+        if self.robustness.scrutiny is None:
+            found.append("whether PGD has converged and gradients are 0 was not looked for")
+        return found
 
     def columns(self) -> dict[str, list[str]]:
         """The table's columns, with the attacks of the test that stand in each.
 
         Black-box attacks that differ in their seed alone are one column.
         """
-        columns: dict[str, list[str]] = {"natural": ["clean"]}
+        columns: dict[str, list[str]] = {NATURAL: ["clean"]}
         black_boxes: dict[str, str] = {}
         for name, attack in self.suite.items():
             heading = name
             if kind(attack) == "BlackBox":
-                settings = {k: v for k, v in attack["init_args"].items() if k != "seed"}
                 others = len(black_boxes)
                 heading = black_boxes.setdefault(
-                    json.dumps(settings), "black box" + (f" ({others + 1})" if others else "")
+                    _settings(attack), BLACK_BOX + (f" ({others + 1})" if others else "")
                 )
             columns.setdefault(heading, []).append(name)
         columns[WORST_CASE] = [WORST_CASE]
         return columns
+
+    def settings(self, column: str) -> object:
+        """What stands behind a column: two of the same name must be the same."""
+        if column == NATURAL:
+            return None
+        if column == WORST_CASE:
+            return self.suite, self.worst_case_suite
+        return [_settings(self.suite[name]) for name in self.columns()[column]]
 
     def accuracies(self, column: str) -> list[float]:
         """Accuracy under each attack of a column, in [0, 1]; empty without such a column."""
@@ -121,50 +164,104 @@ class Result:
         return [rows[name] for name in self.columns().get(column, [])]
 
 
+def _settings(attack: Mapping[str, Any]) -> str:
+    """An attack's class and settings but for the seed, to compare."""
+    settings = {k: v for k, v in attack.get("init_args", {}).items() if k != "seed"}
+    return json.dumps([attack["class_path"], settings], sort_keys=True)
+
+
 @dataclass(frozen=True)
 class Difference:
     """Accuracy of one network minus that of another, on the same images.
 
     Args:
-        points: in percentage points, mean over seeds.
-        spread: standard deviation over seeds, in percentage points; None of a single one.
-        p: of the exact paired test, all seeds together.
+        points: in percentage points, mean over seeds; of one seed, over black-box substitutes.
+        spread: standard deviation of the same, in percentage points; None of a single value.
+        values: number of values that the mean is of.
+        p: of the exact paired test on the images of all of them together. It is about these
+            networks: other seeds would differ by `spread`.
     """
 
     points: float
     spread: float | None
+    values: int
     p: float
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether chance would do: of the images, or of the seeds or substitutes."""
+        if self.p >= SIGNIFICANT:
+            return True
+        if self.spread is None:
+            return False
+        return abs(self.points) < _t(self.values - 1) * self.spread / sqrt(self.values)
+
+
+def _t(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t distribution."""
+    known = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+    return known[freedom - 1] if freedom <= len(known) else 1.96 + 2.7 / freedom
 
 
 class Results:
     """Results by point and seed.
 
     Args:
-        results: of one data set, no two of the same point and seed.
+        results: of one data set, no two of the same point and seed; one or more.
+        left_out: runs that are not finished or tested, in words.
 
     Raises:
-        UserError: data sets or test images are mixed, or a network is there twice.
+        UserError: data sets, test images or settings are mixed, or a network is there twice.
     """
 
-    def __init__(self, results: Sequence[Result]) -> None:
+    def __init__(self, results: Sequence[Result], left_out: Sequence[str] = ()) -> None:
+        self.left_out = list(left_out)
         self.by_point: dict[Point, dict[int, Result]] = {}
         for result in sorted(results, key=_order):
             seeds = self.by_point.setdefault(result.point, {})
-            if result.seed in seeds:
+            other = seeds.setdefault(result.seed, result)
+            if other is not result and not _is_same_network(other, result):
                 raise UserError(
-                    f"{result.run.folder} and {seeds[result.seed].run.folder} are the same: "
+                    f"{result.run.folder} and {other.run.folder} are the same: "
                     f"{result.point.recipe}, {result.point.pruned}, seed {result.seed}; report one"
                 )
-            seeds[result.seed] = result
-        index = results[0].robustness.index
-        for result in results:
-            if not torch.equal(result.robustness.index, index):
+        self.columns = list(dict.fromkeys(name for r in self.all for name in r.columns()))
+        self.columns.append(self.columns.pop(self.columns.index(WORST_CASE)))
+        self._refuse_mixed_tests()
+        self._refuse_mixed_settings()
+
+    def _refuse_mixed_tests(self) -> None:
+        first = self.all[0]
+        behind: dict[str, Result] = {}
+        for result in self.all:
+            if not torch.equal(result.robustness.index, first.robustness.index):
                 raise UserError(
-                    f"{results[0].run.folder} and {result.run.folder} were tested on different "
+                    f"{first.run.folder} and {result.run.folder} were tested on different "
                     "images; test them alike"
                 )
-        self.columns = list(dict.fromkeys(name for r in results for name in r.columns()))
-        self.columns.append(self.columns.pop(self.columns.index(WORST_CASE)))
+            for column in result.columns():
+                other = behind.setdefault(column, result)
+                if column != WORST_CASE and result.settings(column) != other.settings(column):
+                    raise UserError(
+                        f"{column} of {result.run.folder} and of {other.run.folder} are different "
+                        "attacks; test them alike"
+                    )
+
+    def _refuse_mixed_settings(self) -> None:
+        """Seeds of one point, and all of one recipe, must differ in nothing else."""
+        for recipe in self.recipes:
+            of_it = [result for result in self.all if result.point.recipe == recipe]
+            for result in of_it[1:]:
+                other = self.by_point[result.point]
+                own = FREE if result.point.is_dense else FREE_OF_A_POINT
+                for first, free in ((of_it[0], FREE), (next(iter(other.values())), own)):
+                    for name, a, b in differences(first.config, result.config):
+                        if not name.startswith(free):
+                            raise UserError(
+                                f"{first.run.folder} has {name} {a}, but {result.run.folder} {b}: "
+                                "they cannot stand in one row or beside each other; report them "
+                                "apart"
+                            )
 
     @property
     def all(self) -> list[Result]:
@@ -182,57 +279,124 @@ class Results:
         names = (p.method for p in self.by_point if not (p.is_dense or p.is_control))
         return list(dict.fromkeys(names))
 
+    def pruned(self, recipe: str, method: str) -> list[Point]:
+        """The networks of one recipe pruned in one way, without those from scratch."""
+        return [
+            point
+            for point in self.by_point
+            if (point.recipe, point.method, point.is_scratch) == (recipe, method, False)
+        ]
+
     def accuracies(self, point: Point, column: str) -> list[float]:
         """All that was measured, in [0, 1]: by seed and, of black boxes, by substitute."""
-        return [v for result in self.by_point[point].values() for v in result.accuracies(column)]
+        seeds = self.by_point.get(point, {})
+        return [value for result in seeds.values() for value in result.accuracies(column)]
 
     def share(self, point: Point, reading: str = "parameters") -> float:
         """Share pruned by one reading, in [0, 1], mean over seeds."""
         return mean(result.shares[reading] for result in self.by_point[point].values())
 
-    def validation(self, point: Point, name: str) -> float | None:
-        """Accuracy on validation images, in [0, 1], mean over seeds; None if one lacks it."""
-        values = [result.validation.get(name) for result in self.by_point[point].values()]
-        known = [value for value in values if value is not None]
-        return mean(known) if len(known) == len(values) else None
+    def validation(self, point: Point, base: Point, name: str) -> tuple[float, float] | None:
+        """Accuracies of two networks on validation images.
+
+        Args:
+            point: the one.
+            base: the other.
+            name: "clean" or "robust".
+
+        Returns:
+            both in [0, 1], means over the seeds that both have; None where there is none, or one
+            of them was not measured on as many images.
+        """
+        mine, theirs = self.by_point.get(point, {}), self.by_point.get(base, {})
+        pairs = []
+        for seed in mine.keys() & theirs.keys():
+            a, b = (r.validation.get(name) for r in (mine[seed], theirs[seed]))
+            if a is None or b is None or a[1] != b[1]:
+                return None
+            pairs.append((a[0] / a[1], b[0] / b[1]))
+        if not pairs:
+            return None
+        one, other = zip(*pairs, strict=True)
+        return mean(one), mean(other)
 
     def difference(self, point: Point, base: Point, column: str) -> Difference | None:
         """Accuracy minus that of another point, over the seeds that both have."""
-        if base not in self.by_point or point == base:
-            return None
-        mine, theirs = self.by_point[point], self.by_point[base]
-        by_seed, for_mine, for_theirs = [], 0, 0
-        for seed in mine.keys() & theirs.keys():
+        mine, theirs = self.by_point.get(point, {}), self.by_point.get(base, {})
+        by_seed: list[list[float]] = []
+        for_mine = for_theirs = 0
+        for seed in sorted(mine.keys() & theirs.keys()) if point != base else ():
             a, b = mine[seed], theirs[seed]
-            pairs = list(
-                zip(a.columns().get(column, []), b.columns().get(column, []), strict=False)
-            )
-            if not pairs:
+            if not (column in a.columns() and column in b.columns()):
                 continue
-            by_seed.append(mean(a.accuracies(column)) - mean(b.accuracies(column)))
-            for x, y in pairs:
-                right, other = a.robustness.correct(x), b.robustness.correct(y)
-                both = a.robustness.attacked(x) & b.robustness.attacked(y)
-                for_mine += int((right & ~other & both).sum())
-                for_theirs += int((other & ~right & both).sum())
+            if a.settings(column) != b.settings(column):
+                continue
+            pairs = zip(a.accuracies(column), b.accuracies(column), strict=True)
+            by_seed.append([x - y for x, y in pairs])
+            for name, other in zip(a.columns()[column], b.columns()[column], strict=True):
+                right, theirs_right = a.robustness.correct(name), b.robustness.correct(other)
+                both = a.robustness.attacked(name) & b.robustness.attacked(other)
+                for_mine += int((right & ~theirs_right & both).sum())
+                for_theirs += int((theirs_right & ~right & both).sum())
         if not by_seed:
             return None
-        points, spread = mean_and_spread(by_seed)
-        return Difference(
-            100 * points,
-            None if spread is None else 100 * spread,
-            sign_test(for_mine, for_theirs),
-        )
+        # Substitutes of one network are no seeds: they are averaged first where there are seeds.
+        values = by_seed[0] if len(by_seed) == 1 else [mean(found) for found in by_seed]
+        points, spread = mean_and_spread(values)
+        told = None if spread is None else 100 * spread
+        return Difference(100 * points, told, len(values), sign_test(for_mine, for_theirs))
 
-    def column_of(self, attack: str, *, strongest: bool = True) -> str | None:
-        """The column of FGSM or PGD with the largest eps; None without one."""
-        found = [
-            (eps(a) or 0.0, name)
-            for result in self.all
-            for name, a in result.suite.items()
-            if kind(a) == attack
-        ]
-        return (max if strongest else min)(found)[1] if found else None
+    def column_of(self, attack: str) -> str | None:
+        """The column of FGSM or PGD that most networks have, of those the one of largest eps."""
+        counts: dict[tuple[float, str], int] = {}
+        for result in self.all:
+            for name, a in result.suite.items():
+                if kind(a) == attack:
+                    key = (eps(a) or 0.0, name)
+                    counts[key] = counts.get(key, 0) + 1
+        return max(counts, key=lambda key: (counts[key], key))[1] if counts else None
+
+
+FREE = (
+    "seed_everything",
+    "ckpt_path",
+    "pruning",
+    "data.init_args.test_size",
+    "data.init_args.eval_batch_size",
+    "model.attacks",
+    "model.fine_tuning",
+    "model.scrutinized_images",
+    "model.validation_attack",
+    "model.worst_case_attacks",
+    "trainer.accelerator",
+    "trainer.callbacks",
+    "trainer.default_root_dir",
+    "trainer.devices",
+    "trainer.enable",
+    "trainer.logger",
+    "trainer.max_epochs",
+)
+"""Keys in which networks of one recipe may differ."""
+
+FREE_OF_A_POINT = (
+    *(n for n in FREE if n not in ("pruning", "model.fine_tuning", "trainer.max_epochs")),
+    "pruning.masks_from",
+    "pruning.narrow",
+)
+"""Keys in which the seeds of one row may differ."""
+
+
+def _is_same_network(a: Result, b: Result) -> bool:
+    """Whether two results are of one dense network, tested in two runs that began with it."""
+    same = all(
+        torch.equal(a.robustness.predictions[name], b.robustness.predictions[name])
+        for name in a.robustness.predictions.keys() & b.robustness.predictions.keys()
+    )
+    return same and a.point.is_dense and "pruning.json" in _files(a.run) & _files(b.run)
+
+
+def _files(run: Run) -> set[str]:
+    return {path.name for path in run.folder.iterdir()}
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -240,42 +404,58 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     return mean(values), stdev(values) if len(values) > 1 else None
 
 
-def read_results(places: Sequence[str], *, partial: bool = False) -> Results:
+def read_results(
+    places: Sequence[str], *, partial: bool = False, recipes: Mapping[str, str] | None = None
+) -> Results:
     """Read all runs in and below some folders.
 
     Args:
         places: folders of runs, of sweeps, or of anything with runs in it.
         partial: leave out runs that are not finished or tested, instead of refusing.
+        recipes: what to call the recipe of all runs of a place; by default it is called by the
+            attack of its training.
 
     Raises:
         UserError: there are none, or some are not finished or not tested, or they do not go
             together.
     """
-    runs = list(dict.fromkeys(run for place in places for run in _find_runs(Path(place))))
     found: list[Result] = []
+    left_out: list[str] = []
     data: dict[str, Path] = {}
-    for run in runs:
-        if problem := _unfinished(run):
-            if partial:
+    seen: set[Path] = set()
+    for place in places:
+        for run in _find_runs(Path(place), partial=partial):
+            if run.folder.absolute() in seen:
                 continue
-            raise UserError(f"{run.folder} {problem}; --partial reports on the others")
-        config = yaml.safe_load(run.config.read_text())
-        data.setdefault(_data_set(config), run.folder)
-        if len(data) > 1:
-            (a, one), (b, other) = data.items()
-            raise UserError(f"{one} is about {a}, {other} about {b}: report one data set at a time")
-        found += _read_run(run, config)
+            seen.add(run.folder.absolute())
+            if problem := _unfinished(run):
+                if not partial:
+                    raise UserError(f"{run.folder} {problem}; --partial reports on the other runs")
+                left_out.append(f"{run.folder} {problem}")
+                continue
+            try:
+                config = yaml.safe_load(run.config.read_text())
+                data.setdefault(_data_set(config), run.folder)
+                found += _read_run(run, config, (recipes or {}).get(place))
+            except UserError:
+                raise
+            except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+                raise UserError(f"{run.folder}: its files are damaged ({error!r})") from None
+            if len(data) > 1:
+                (a, one), (b, other) = data.items()
+                raise UserError(
+                    f"{one} is about {a}, {other} about {b}: report one data set at a time"
+                )
     if not found:
         raise UserError(f"no run in {', '.join(places)} is finished and tested")
-    return Results(_tell_recipes_apart(found))
+    return Results(found if recipes else _tell_recipes_apart(found), left_out)
 
 
-def _find_runs(folder: Path) -> list[Run]:
+def _find_runs(folder: Path, *, partial: bool) -> list[Run]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     runs = [Run(config.parent) for config in sorted(folder.rglob("config.yaml"))]
-    runs = [run for run in runs if (run.folder / "checkpoints").is_dir() or run.summary.is_file()]
-    if not runs:
+    if not runs and not partial:
         raise UserError(f"{folder} holds no run of prunerob fit")
     return runs
 
@@ -288,40 +468,46 @@ def _unfinished(run: Run) -> str | None:
     return None
 
 
-def _read_run(run: Run, config: Mapping[str, Any]) -> Iterable[Result]:
+def _read_run(run: Run, config: Mapping[str, Any], recipe: str | None) -> Iterable[Result]:
     """The network of a run; and, if it was tested, the one before pruning."""
-    summary = json.loads(run.summary.read_text())
     pruning = _read_json(run.folder / "pruning.json")
-    recipe = training(config)
-    none = {"filters": 0.0, "weights": 0.0, "parameters": 0.0}
-    stems = {"robustness": (_point(recipe, pruning), summary.get("validation", {}))}
+    trained = training(config)
+    point = _point(recipe or trained, pruning)
+    validation = json.loads(run.summary.read_text()).get("validation", {})
+    stems = {"robustness": (point, validation)}
     if pruning and (run.folder / "robustness_before_pruning.json").is_file():
-        stems["robustness_before_pruning"] = (
-            Point(recipe=recipe),
-            pruning["validation"].get("before", {}),
-        )
-    for stem, (point, validation) in stems.items():
+        # Both as they were measured in the same way, at the end of training and of fine-tuning.
+        moments = pruning["validation"]
+        stems["robustness"] = (point, moments.get("fine-tuned", {}))
+        stems["robustness_before_pruning"] = (point.dense, moments.get("before", {}))
+    for stem, (of_it, validated) in stems.items():
         robustness, about = Robustness.read(run.folder / stem)
         if "suite" not in about:
+            checkpoint = "last" if stem == "robustness" else "before_pruning"
             raise UserError(
                 f"{run.folder / stem}.json is of an earlier version: test again with `prunerob "
-                f"test --ckpt_path {run.folder}`"
+                f"test --ckpt_path {run.checkpoint(checkpoint)}`"
             )
         yield Result(
             run=run,
-            point=point,
+            config=config,
+            point=of_it,
             seed=config["seed_everything"],
-            shares=none if point.is_dense or not pruning else pruning["shares"],
+            shares=NOTHING if of_it.is_dense or not pruning else pruning["shares"],
             robustness=robustness,
             suite=about["suite"]["attacks"],
+            worst_case_suite=about["suite"]["worst_case_attacks"],
             validation={
-                name: value["accuracy"]
-                for name, value in validation.items()
+                name: (round(value["accuracy"] * value["images"]), value["images"])
+                for name, value in validated.items()
                 if isinstance(value, dict)
             },
-            is_one_step=recipe.startswith("FGSM"),
+            is_one_step=_is_one_step(config["model"]["adversarial_training"]["attack"]),
             about=about,
         )
+
+
+NOTHING = {"filters": 0.0, "weights": 0.0, "parameters": 0.0}
 
 
 def training(config: Mapping[str, Any]) -> str:
@@ -334,21 +520,26 @@ def training(config: Mapping[str, Any]) -> str:
     return f"{name}, predicted labels" if predicted else name
 
 
+def _is_one_step(attack: Mapping[str, Any]) -> bool:
+    one = kind(attack) == "PGD" and attack.get("init_args", {}).get("steps") == 1
+    return one or kind(attack) == "FGSM"
+
+
 def _point(recipe: str, pruning: Mapping[str, Any] | None) -> Point:
     if not pruning:
         return Point(recipe=recipe)
-    if pruning["amount"] == 0:
+    masks_from = pruning.get("masks_from")
+    is_scratch = pruning["epoch"] == 0 and masks_from is not None
+    if pruning["amount"] == 0 and masks_from is None:
         return Point(recipe=recipe, method=CONTROL)
     function = pruning["criterion"].rsplit(".", 1)[-1]
     method = METHODS.get(function, function)
     if "filter" in function:
         method += f" ({pruning['reading']})"
-    return Point(
-        recipe=recipe,
-        method=method,
-        amount=pruning["amount"],
-        is_scratch=pruning["epoch"] == 0 and pruning.get("masks_from") is not None,
-    )
+    if not is_scratch:
+        method += " before training" if pruning["epoch"] == 0 else ""
+        method += " by masks of another run" if masks_from is not None else ""
+    return Point(recipe=recipe, method=method, amount=pruning["amount"], is_scratch=is_scratch)
 
 
 def _data_set(config: Mapping[str, Any]) -> str:
@@ -359,14 +550,19 @@ def _data_set(config: Mapping[str, Any]) -> str:
 
 def _tell_recipes_apart(results: Sequence[Result]) -> list[Result]:
     """Give recipes that are trained in the same way, but lie in different folders, their names."""
-    groups: dict[str, set[Path]] = {}
+    groups: dict[str, list[Path]] = {}
     for result in results:
-        groups.setdefault(result.point.recipe, set()).add(_group(result.run))
+        folders = groups.setdefault(result.point.recipe, [])
+        if _group(result.run) not in folders:
+            folders.append(_group(result.run))
     told = []
     for result in results:
-        recipe = result.point.recipe
-        if len(groups[recipe]) > 1:
-            recipe = f"{recipe} ({_group(result.run).name})"
+        recipe, folder = result.point.recipe, _group(result.run)
+        folders = groups[recipe]
+        if len(folders) > 1:
+            names = [other.name for other in folders]
+            unique = names.count(folder.name) == 1
+            recipe += f" ({folder.name if unique else f'{folder.parent.name}/{folder.name}'})"
         told.append(replace(result, point=replace(result.point, recipe=recipe)))
     return told
 

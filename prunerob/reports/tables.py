@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from io import StringIO
+from statistics import mean
 
-from prunerob.reports.results import CONTROL, Difference, Point, Results, mean_and_spread
-from prunerob.review import SIGNIFICANT
+from prunerob.reports.results import Difference, Point, Results, mean_and_spread
+from prunerob.robustness import wilson_interval
+
+NOTHING = "–"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class Table:
     def to_markdown(self) -> str:
         """For a page."""
         lines = [self.headings, ["---"] * len(self.headings), *self.rows]
-        text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        text = "\n".join(
+            "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in lines
+        )
         return f"{text}\n\n{self.note}\n" if self.note else f"{text}\n"
 
     def to_latex(self) -> str:
@@ -42,16 +47,20 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: rf"\{sign}" for sign in "%&#_{}$"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "≈": r"$\approx$",
+    NOTHING: "--",
+}
+
+
 def _latex(text: str) -> str:
-    for sign, command in (
-        ("%", r"\%"),
-        ("±", r"$\pm$"),
-        ("−", "$-$"),
-        ("_", r"\_"),
-        ("≈", r"$\approx$"),
-    ):
-        text = text.replace(sign, command)
-    return text
+    return "".join(LATEX.get(sign, sign) for sign in text)
 
 
 def accuracy_table(results: Results) -> Table:
@@ -61,53 +70,76 @@ def accuracy_table(results: Results) -> Table:
         cells = [percent(results.accuracies(point, column)) for column in results.columns]
         left = f"{100 * (1 - results.share(point)):.1f}"
         rows.append([point.recipe, point.pruned, left, *cells, str(len(seeds))])
-    images = len(results.all[0].robustness.index)
-    note = (
-        f"Accuracy in percent on {images:,} test images, mean ± standard deviation over seeds"
-        f"{_black_box_note(results)}. Left: share of the parameters that remain, in percent."
-    )
     headings = ["training", "pruned", "left", *results.columns, "seeds"]
-    return Table("Accuracy", headings, rows, note)
+    return Table("Accuracy", headings, rows, accuracy_note(results))
 
 
-def _black_box_note(results: Results) -> str:
-    for result in results.all:
-        names = result.columns().get("black box")
-        if names:
-            n = int(result.robustness.attacked(names[0]).sum())
-            return f" (black box: over seeds and substitutes, on {n:,} images)"
-    return ""
+def accuracy_note(results: Results) -> str:
+    """What is to be known about the accuracies: images, seeds, intervals, selection."""
+    first = results.all[0]
+    images = len(first.robustness.index)
+    low, high = wilson_interval(images // 2, images)
+    boxes = {
+        int(result.robustness.attacked(names[0]).sum())
+        for result in results.all
+        if (names := result.columns().get("black box"))
+    }
+    told = f" (black box: over seeds and substitutes, {_list(boxes)} images)" if boxes else ""
+    held_out = {r.config["data"]["init_args"].get("validation_size") for r in results.all}
+    return (
+        f"Accuracy in percent on {images:,} test images, mean ± standard deviation over seeds"
+        f"{told}. The 95 % interval of one accuracy on as many images is at most ± "
+        f"{50 * (high - low):.1f}. Left: share of the parameters that remain. Last epoch: no "
+        f"checkpoint was chosen; {_list(held_out)} training images are held out for validation."
+    )
 
 
-def difference_table(results: Results, *, control: bool) -> Table:
-    """Accuracies minus those of the dense network, or of the control, in percentage points.
+def _list(numbers: set[int]) -> str:
+    return " or ".join(f"{number:,}" for number in sorted(numbers))
 
-    A difference that the paired test does not tell from chance has a mark.
+
+def difference_table(results: Results, against: str) -> Table:
+    """Accuracies minus those of another network, in percentage points.
+
+    A difference that chance would explain has a mark.
+
+    Args:
+        results: all of them.
+        against: "dense"; "control"; or "pruned", of networks from scratch.
     """
-    name = "the control (dense, gone on with for as long)" if control else "dense"
+    name, base_of = BASES[against]
     rows = []
     for point in results.by_point:
-        if point.is_dense or (control and point.is_control):
-            continue
-        base = Point(recipe=point.recipe, method=CONTROL if control else "")
-        found = [results.difference(point, base, column) for column in results.columns]
+        found = [results.difference(point, base_of(point), column) for column in results.columns]
         if any(found):
             rows.append([point.recipe, point.pruned, *map(_told, found)])
     note = (
-        "Percentage points, mean ± standard deviation over seeds. ≈: not told from chance by the "
-        "exact paired test on the same images (McNemar, p ≥ 0.05, seeds taken together, not "
-        "corrected for the number of tests)."
+        "Percentage points, mean ± standard deviation over seeds (of a single seed, over black-box "
+        "substitutes). ≈: chance would do, by the exact paired test on the same images (McNemar, "
+        "p ≥ 0.05) or by the spread (t test); not corrected for the number of tests. With one "
+        "seed, the rest is about these two networks; others would differ, too."
     )
     return Table(f"Minus {name}", ["training", "pruned", *results.columns], rows, note)
 
 
+BASES: dict[str, tuple[str, Callable[[Point], Point]]] = {
+    "dense": ("dense", lambda point: point.dense),
+    "control": ("the control, dense and gone on with for as long", lambda point: point.control),
+    "pruned": (
+        "the pruned network whose masks it has",
+        lambda point: replace(point, is_scratch=False),
+    ),
+}
+"""Whom a network is compared with, in words, and the point of that."""
+
+
 def _told(difference: Difference | None) -> str:
     if difference is None:
-        return "–"
+        return NOTHING
     text = f"{difference.points:+.1f}".replace("-", "−")
     if difference.spread is not None:
         text += f" ± {difference.spread:.1f}"
-    return text if difference.p < SIGNIFICANT else f"{text} ≈"
+    return f"{text} ≈" if difference.is_noise else text
 
 
 def operating_points(results: Results, *, tolerance: float) -> Table:
@@ -121,55 +153,70 @@ def operating_points(results: Results, *, tolerance: float) -> Table:
         tolerance: in percentage points.
     """
     robust = results.column_of("PGD")
-    rows = []
+    rows, images = [], set()
     for recipe in results.recipes:
         for method in results.methods:
-            of_it = [
-                p
-                for p in results.by_point
-                if (p.recipe, p.method, p.is_scratch) == (recipe, method, False)
-            ]
-            if not of_it:
-                continue
-            for name, wanted in (
-                ("high compression", ("clean",)),
-                ("high robustness", ("clean", "robust")),
-            ):
-                point = _smallest(results, of_it, wanted, tolerance / 100)
-                if point is None:
-                    rows.append([recipe, method, name, "none", *["–"] * 5])
+            of_it = results.pruned(recipe, method)
+            for name, wanted in OPERATING_POINTS.items() if of_it else ():
+                measured = [p for p in of_it if all(_validated(results, p, n) for n in wanted)]
+                good = [p for p in measured if _is_within(results, p, wanted, tolerance / 100)]
+                if not good:
+                    told = "none is" if measured else "not measured"
+                    rows.append([recipe, method, name, told, *[NOTHING] * 5])
                     continue
-                validation = [results.validation(point, which) for which in ("clean", "robust")]
+                point = max(good, key=results.share)
+                pairs = [_validated(results, point, which) for which in ("clean", "robust")]
                 rows.append(
-                    [recipe, method, name, f"{100 * point.amount:g} %"]
-                    + [f"{100 * (1 - results.share(point)):.1f}"]
-                    + ["–" if v is None else f"{100 * v:.1f}" for v in validation]
-                    + [percent(results.accuracies(point, "natural"))]
-                    + [percent(results.accuracies(point, robust)) if robust else "–"]
+                    [
+                        *(recipe, method, name, f"{100 * point.amount:g} %"),
+                        f"{100 * (1 - results.share(point)):.1f}",
+                        *(f"{100 * p[0]:.1f} ({100 * p[1]:.1f})" if p else NOTHING for p in pairs),
+                        percent(results.accuracies(point, "natural")),
+                        percent(results.accuracies(point, robust)) if robust else NOTHING,
+                    ]
                 )
-    headings = ["training", "method", "point", "pruned", "left"]
-    headings += ["validation natural", "validation robust", "test natural", f"test {robust}"]
+                any_seed = next(iter(results.by_point[point].values()))
+                images |= {counts[1] for counts in any_seed.validation.values()}
+    headings = ["training", "method", "point", "pruned", "left", "validation natural (dense)"]
+    headings += ["validation robust (dense)", "test natural", f"test {robust or 'robust'}"]
+    told = f", {_list(images)} of them" if images else ""
     note = (
-        "Picked on validation images alone, among the amounts that were run: the smallest network "
-        f"within {tolerance:g} points of dense in natural accuracy (high compression), and in "
-        "robust accuracy too (high robustness). The choice among noisy values favours luck: expect "
-        "a little less."
+        f"Picked on validation images alone{told}, among the amounts that were run: the smallest "
+        f"network within {tolerance:g} points of dense in natural accuracy (high compression), and "
+        "in robust accuracy too (high robustness). A choice among noisy values favours luck: "
+        "expect a little less. Not measured: the dense network was not tested, or not validated "
+        "on as many images."
     )
     return Table("Operating points", headings, rows, note)
 
 
-def _smallest(
-    results: Results, points: Sequence[Point], wanted: Sequence[str], tolerance: float
-) -> Point | None:
-    dense = Point(recipe=points[0].recipe)
-    if dense not in results.by_point:
-        return None
-    good = []
-    for point in points:
-        pairs = [(results.validation(point, n), results.validation(dense, n)) for n in wanted]
-        if all(a is not None and b is not None and a >= b - tolerance for a, b in pairs):
-            good.append(point)
-    return max(good, key=results.share, default=None)
+OPERATING_POINTS = {"high compression": ("clean",), "high robustness": ("clean", "robust")}
+"""The paper's two points, and the validation accuracies that must be kept."""
+
+
+def _validated(results: Results, point: Point, name: str) -> tuple[float, float] | None:
+    return results.validation(point, point.dense, name)
+
+
+def _is_within(results: Results, point: Point, wanted: Sequence[str], tolerance: float) -> bool:
+    pairs = [_validated(results, point, name) for name in wanted]
+    # Counts of images are exact; their quotients are not.
+    return all(pair is not None and pair[0] >= pair[1] - tolerance - 1e-9 for pair in pairs)
+
+
+def black_box_table(results: Results) -> Table:
+    """What the black boxes learned, mean over seeds and substitutes."""
+    rows = []
+    for point, seeds in results.by_point.items():
+        learned = [row.learned for r in seeds.values() for row in r.robustness.rows if row.learned]
+        if learned:
+            shares = ("substitute accuracy", "substitute agreement")
+            cells = [percent([found[name] for found in learned]) for name in shares]
+            queries = f"{mean(found['queries'] for found in learned):,.0f}"
+            rows.append([point.recipe, point.pruned, *cells, queries, str(len(learned))])
+    note = "In percent, mean ± standard deviation, on the images that the attacker does not hold."
+    headings = ["training", "pruned", "accuracy", "agreement with the network", "queries"]
+    return Table("Substitutes of the black box", [*headings, "substitutes"], rows, note)
 
 
 CSV_COLUMNS = (
@@ -181,6 +228,7 @@ CSV_COLUMNS = (
     "column",
     "mean",
     "std",
+    *("low", "high"),  # of a single accuracy: 95 %, Wilson
     "values",
     "seeds",
     "images",
@@ -195,41 +243,54 @@ def to_csv(results: Results) -> str:
     table.writeheader()
     for point, seeds in results.by_point.items():
         shares = [f"{results.share(point, r):.6f}" for r in ("filters", "weights", "parameters")]
-        first = next(iter(seeds.values()))
         for column in results.columns:
             values = results.accuracies(point, column)
             if not values:
                 continue
             center, spread = mean_and_spread(values)
-            name = first.columns()[column][0]
-            images = int(first.robustness.attacked(name).sum())
+            one = next(result for result in seeds.values() if column in result.columns())
+            images = int(one.robustness.attacked(one.columns()[column][0]).sum())
+            interval = wilson_interval(round(center * images), images) if spread is None else ()
             differences: list[str] = []
-            for base in (Point(recipe=point.recipe), Point(recipe=point.recipe, method=CONTROL)):
+            for base in (point.dense, point.control):
                 found = results.difference(point, base, column)
                 differences += (
                     [f"{found.points / 100:.6f}", f"{found.p:.3g}"] if found else ["", ""]
                 )
             known = (point.recipe, point.method or "dense", point.amount, int(point.is_scratch))
             told = "" if spread is None else f"{spread:.6f}"
-            measured = (column, f"{center:.6f}", told, len(values), " ".join(map(str, seeds)))
-            cells = (*known, *shares, *measured, images, *differences)
+            bounds = [f"{bound:.6f}" for bound in interval] or ["", ""]
+            measured = (column, f"{center:.6f}", told, *bounds, len(values))
+            cells = (*known, *shares, *measured, " ".join(map(str, seeds)), images, *differences)
             table.writerow(dict(zip(CSV_COLUMNS, cells, strict=True)))
     return file.getvalue()
 
 
 def warnings(results: Results) -> list[str]:
-    """What a careful reviewer would object to, run by run."""
-    return [
+    """What a careful reviewer would object to: run by run, then differences inside the noise."""
+    told = [
         f"{result.point.recipe}, pruned {result.point.pruned}, seed {result.seed}: {warning}"
         for result in results.all
         for warning in result.warnings()
     ]
+    for point in results.by_point:
+        noise = [
+            column
+            for column in results.columns
+            if (found := results.difference(point, point.dense, column)) and found.is_noise
+        ]
+        if noise:
+            told.append(
+                f"{point.recipe}, pruned {point.pruned}: not to be told from dense by "
+                f"{', '.join(noise)}"
+            )
+    return told
 
 
 def percent(values: Sequence[float]) -> str:
     """Mean ± standard deviation in percent; a dash for nothing."""
     if not values:
-        return "–"
+        return NOTHING
     center, spread = mean_and_spread(values)
     text = f"{100 * center:.1f}"
     return text if spread is None else f"{text} ± {100 * spread:.1f}"

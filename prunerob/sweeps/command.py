@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import yaml
 
 from prunerob.arguments import Arguments, integers, numbers, words
 from prunerob.errors import UserError
-from prunerob.sweeps.plan import Branch, Job, Sweep, make_branches, refuse_repeated
+from prunerob.sweeps.plan import Branch, Job, Sweep, add_branch, make_branches, refuse_repeated
 
 DESCRIPTION = """\
 Train each dense network once, prune it in many ways, fine-tune, test.
@@ -122,6 +123,11 @@ def make_sweep(options: Mapping[str, Any]) -> Sweep:
     from prunerob.commands import resolve
 
     plain = resolve(["--config", str(config), *settings])
+    # What would be refused after the dense networks are trained is refused now.
+    for seed in seeds:
+        resolve(["--config", str(config), *settings, "--seed_everything", str(seed)])
+    for branch in branches:
+        resolve(["--config", str(config), *settings, *branch.settings()])
     return Sweep(
         config=config, folder=folder, branches=branches, seeds=seeds, settings=settings, plain=plain
     )
@@ -133,8 +139,7 @@ def _branches(criteria: Sequence[str], amounts: Any) -> list[Branch]:
     branches: list[Branch] = []
     for criterion, of_it in amounts.items():
         for branch in make_branches([str(criterion)], of_it):
-            if branch.name not in [other.name for other in branches]:
-                branches.append(branch)
+            add_branch(branch, branches)
     return branches
 
 
@@ -167,17 +172,24 @@ def _read_file(file: Path, names: Any) -> dict[str, Any]:
         raise UserError(f"there is no file {file}; see `prunerob sweep --help`")
     try:
         options = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is no YAML file ({error})") from None
     if not isinstance(options, dict):
         raise UserError(f"{file} is no sweep: it has no keys")
     if unknown := sorted(map(str, options.keys() - names)):
         raise UserError(f"{file}: {unknown[0]} is unknown; there are {', '.join(names)}")
+    for name, kind in (("config", str), ("folder", str), ("jobs", int), ("threads", int)):
+        if not isinstance(options.get(name, kind()), kind):
+            raise UserError(f"{file}: {name} is {'a number' if kind is int else 'a path'}")
+    if not isinstance(options.get("scratch", False), bool):
+        raise UserError(f"{file}: scratch is true or false")
     for name, kind in (("criterion", str), ("seed", int)):
         value = options.get(name, [])
         if not isinstance(value, list) or not all(isinstance(v, kind) for v in value):
             raise UserError(f"{file}: {name} is a list of {kind.__name__}")
     amounts = options.get("amount", [])
+    if isinstance(amounts, dict) and ("criterion" in options or not amounts):
+        raise UserError(f"{file}: amount names the criteria itself, one or more; drop criterion")
     lists = list(amounts.values()) if isinstance(amounts, dict) else [amounts]
     for amount in lists:
         if not isinstance(amount, list) or not all(isinstance(v, int | float) for v in amount):
@@ -186,6 +198,8 @@ def _read_file(file: Path, names: Any) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{file}: settings are keys of the configuration with their values")
     options["settings"] = [
-        word for key, value in settings.items() for word in (f"--{key}", str(value))
+        word
+        for key, value in settings.items()
+        for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
     ]
     return options

@@ -13,6 +13,7 @@ There is no other record: a run is finished when its files are there.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from typing import Any
 import yaml
 
 from prunerob.errors import UserError
-from prunerob.runs import Run
+from prunerob.runs import Run, differences
 
 CRITERIA = {
     "weight": "prunerob.pruning.weight_magnitude",
@@ -58,7 +59,7 @@ class Branch:
         if self.amount == 0:
             return "control"
         criterion = self.criterion.rsplit(".", 1)[-1]
-        parts = (criterion, self.reading, f"{self.amount:g}", "scratch" if self.scratch else None)
+        parts = (criterion, self.reading, str(self.amount), "scratch" if self.scratch else None)
         return "-".join(part for part in parts if part)
 
     def settings(self) -> list[str]:
@@ -94,9 +95,21 @@ def make_branches(criteria: Sequence[str], amounts: Sequence[float]) -> list[Bra
             if not 0 <= amount < 1:
                 raise UserError(f"amount: {amount} lies outside [0, 1)")
             branch = Branch(criterion=criterion, amount=amount, reading=reading or None)
-            if branch.name not in [other.name for other in branches]:
-                branches.append(branch)
+            add_branch(branch, branches)
     return branches
+
+
+def add_branch(branch: Branch, branches: list[Branch]) -> None:
+    """Add a branch that is not there yet: every criterion has the same control.
+
+    Raises:
+        UserError: another has its name, and would have its folder.
+    """
+    for other in branches:
+        if other.name == branch.name and not branch.amount == other.amount == 0:
+            raise UserError(f"criterion: two would have the folder {branch.name}; rename one")
+    if branch.name not in [other.name for other in branches]:
+        branches.append(branch)
 
 
 def refuse_repeated(name: str, values: Sequence[object]) -> None:
@@ -140,28 +153,41 @@ class Sweep:
                 f"pruning.epoch of {self.config}: {epoch} of {epochs} epochs; a sweep needs epochs "
                 "before it, for the dense network, and after it, for fine-tuning"
             )
-        jobs = []
+        jobs: list[Job] = []
         for seed in self.seeds:
-            unpruned = ["--pruning.epoch", "null", "--trainer.max_epochs", str(epoch)]
-            dense = self._job(seed, "dense", unpruned, epochs=epoch)
-            jobs.append(dense)
-            start = ["--ckpt_path", str(dense.run.checkpoint())]
+            dense = self._job(seed, "dense", [], epochs=epoch, max_epochs=epoch, prune_epoch=None)
+            pruned = {}
             for branch in self.branches:
                 if not branch.scratch:
-                    settings = [*branch.settings(), *start]
-                    jobs.append(
-                        self._job(seed, branch.name, settings, epochs=epochs - epoch, after=dense)
+                    pruned[branch.name] = self._job(
+                        seed,
+                        branch.name,
+                        [*branch.settings(), "--ckpt_path", str(dense.run.checkpoint())],
+                        epochs=epochs - epoch,
+                        max_epochs=epochs,
+                        prune_epoch=epoch,
+                        branch=branch,
+                        after=dense,
                     )
-            pruned = {job.run.folder.name: job for job in jobs if job.seed == seed}
+            jobs += [dense, *pruned.values()]
             for branch in self.branches:
                 if branch.scratch:
                     source = pruned[branch.name.removesuffix("-scratch")]
+                    settings = ["--pruning.masks_from", str(source.run.folder)]
                     # One phase of training, so that of training alone.
-                    settings = [*branch.settings(), "--pruning.epoch", "0"]
-                    settings += ["--pruning.masks_from", str(source.run.folder)]
                     settings += ["--model.fine_tuning.optimizer", "null"]
                     settings += ["--model.fine_tuning.schedule", "null"]
-                    jobs.append(self._job(seed, branch.name, settings, epochs=epochs, after=source))
+                    job = self._job(
+                        seed,
+                        branch.name,
+                        [*branch.settings(), *settings],
+                        epochs=epochs,
+                        max_epochs=epochs,
+                        prune_epoch=0,
+                        branch=branch,
+                        after=source,
+                    )
+                    jobs.append(job)
         return jobs
 
     def _job(
@@ -171,9 +197,14 @@ class Sweep:
         settings: Sequence[str],
         *,
         epochs: int,
+        max_epochs: int,
+        prune_epoch: int | None,
+        branch: Branch | None = None,
         after: Job | None = None,
     ) -> Job:
         common = ["--config", str(self.config), *self.settings, "--seed_everything", str(seed)]
+        phases = ["--trainer.max_epochs", str(max_epochs)]
+        phases += ["--pruning.epoch", "null" if prune_epoch is None else str(prune_epoch)]
         folder = self.folder / f"seed{seed}"
         logger = "--trainer.logger.init_args"
         place = [f"{logger}.save_dir", str(self.folder), f"{logger}.name", folder.name]
@@ -183,9 +214,12 @@ class Sweep:
             seed=seed,
             epochs=epochs,
             after=after,
-            fit=[*common, *settings, *place],
+            fit=[*common, *settings, *phases, *place],
             test=[*common, "--ckpt_path", str(folder / name)],
             plain=self.plain,
+            max_epochs=max_epochs,
+            prune_epoch=prune_epoch,
+            branch=branch,
         )
 
 
@@ -201,6 +235,9 @@ class Job:
         fit: the command line of `fit` that begins it.
         test: the command line of `test`.
         plain: the sweep's configuration, in plain values.
+        max_epochs: its own setting of it.
+        prune_epoch: its own setting of `pruning.epoch`.
+        branch: how it is pruned; None of a dense network.
     """
 
     run: Run
@@ -210,6 +247,9 @@ class Job:
     fit: Sequence[str]
     test: Sequence[str]
     plain: Mapping[str, Any]
+    max_epochs: int
+    prune_epoch: int | None
+    branch: Branch | None
 
     @property
     def name(self) -> str:
@@ -239,12 +279,17 @@ class Job:
             return False
         try:
             found = json.loads(file.read_text())
-        except ValueError:
+            tested = found["rows"][0]["images"]
+        except (ValueError, KeyError, TypeError, IndexError):
             return False
-        model, images = self.plain["model"], self.plain["data"]["init_args"].get("test_size")
+        model, size = self.plain["model"], self.plain["data"]["init_args"].get("test_size")
         suite = {group: model[group] for group in ("attacks", "worst_case_attacks")}
-        same = images is None or found["rows"][0]["images"] == images
-        return bool(found.get("suite") == suite) and same
+        return bool(
+            found.get("suite") == suite
+            and found.get("test_size") == size
+            and found.get("test_images", tested) == tested  # not a part, to see whether it runs
+            and bool(found.get("scrutiny")) == bool(model["scrutinized_images"])
+        )
 
     def commands(self) -> list[list[str]]:
         """What is left to run: `fit`, gone on with where it began, and `test`."""
@@ -268,10 +313,27 @@ class Job:
         Raises:
             UserError: it was not; its results would stand under a wrong name.
         """
-        if not self.run.config.is_file():
-            return
-        record = yaml.safe_load(self.run.config.read_text())
-        for name, old, new in _differences(record, self.plain):
+        if not (self.run.config.is_file() and self.run.checkpoint().is_file()):
+            return  # it stopped before it had anything to go on with
+        try:
+            record = yaml.safe_load(self.run.config.read_text())
+        except yaml.YAMLError:
+            raise UserError(f"{self.run.config} is damaged; remove {self.run.folder}") from None
+        expected = copy.deepcopy(dict(self.plain))
+        expected["trainer"]["max_epochs"] = self.max_epochs
+        pruning = expected["pruning"]
+        pruning["epoch"] = self.prune_epoch
+        if self.branch is None or not self.branch.amount:
+            for name in ("criterion", "reading"):
+                pruning.pop(name)
+        if self.branch is None:
+            pruning.pop("amount")
+        else:
+            pruning["amount"] = self.branch.amount
+            if self.branch.amount:
+                pruning["criterion"] = CRITERIA.get(self.branch.criterion, self.branch.criterion)
+                pruning["reading"] = self.branch.reading or pruning["reading"]
+        for name, old, new in differences(record, expected):
             free = not self.goes_on and name.startswith("model.fine_tuning")
             if not free and not name.startswith(OF_EACH_RUN):
                 raise UserError(
@@ -283,10 +345,6 @@ class Job:
 OF_EACH_RUN = (
     "seed_everything",
     "ckpt_path",
-    "pruning.epoch",
-    "pruning.amount",
-    "pruning.criterion",
-    "pruning.reading",
     "pruning.masks_from",
     "model.attacks",
     "model.worst_case_attacks",
@@ -299,17 +357,5 @@ OF_EACH_RUN = (
     "trainer.devices",
     "trainer.enable",
     "trainer.logger",
-    "trainer.max_epochs",
 )
 """Keys that differ among the runs of a sweep, or do not shape the network."""
-
-
-def _differences(old: object, new: object, name: str = "") -> list[tuple[str, object, object]]:
-    """Where two configurations differ in keys that both have: the key and both values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            found
-            for key in old.keys() & new.keys()
-            for found in _differences(old[key], new[key], f"{name}.{key}" if name else str(key))
-        ]
-    return [] if old == new else [(name, old, new)]

@@ -9,7 +9,8 @@ import re
 import shlex
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from multiprocessing.process import BaseProcess
@@ -23,6 +24,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from prunerob.errors import UserError
 from prunerob.sweeps.plan import Job
 
 POLL = 0.2
@@ -118,8 +120,37 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int) -> dict[Job, st
     Returns:
         the runs that failed, with the reason; those that build on them are among them.
     """
-    for job in jobs:
-        job.check()
+    for folder in {job.run.folder.parent.parent for job in jobs}:
+        folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        for folder in sorted({job.run.folder.parent.parent for job in jobs}):
+            locks.enter_context(_lock(folder))
+        for job in jobs:
+            job.check()
+        return _run_jobs(jobs, at_once, threads)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep others out of a sweep's folder: two would train in one run.
+
+    Raises:
+        UserError: another is in it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another sweep is running in {folder}") from None
+        yield
+
+
+def _run_jobs(jobs: Sequence[Job], at_once: int, threads: int) -> dict[Job, str]:
     console = Console()
     progress = Progress(jobs, at_once)
     progress.done += [job for job in jobs if not job.commands()]
@@ -134,8 +165,9 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int) -> dict[Job, st
             for running in progress.running:
                 running.process.terminate()
             for running in progress.running:
-                running.process.join()
-    console.print(progress.headline(), highlight=False, soft_wrap=True)
+                running.process.join(10)
+                running.process.kill()  # a file is written beside the old one, then renamed
+    console.print(progress.headline(), markup=False, highlight=False, soft_wrap=True)
     return progress.failed
 
 
@@ -151,10 +183,13 @@ def _context() -> Any:
 def _start(progress: Progress, context: Any, threads: int, console: Console) -> None:
     """Begin as many runs as there is room for and whose base is there."""
     for job in progress.waiting():
-        if job.after in progress.failed:
+        if job.after in progress.failed and not job.after.is_trained:
             progress.failed[job] = f"{job.after.name} failed, on which it builds"
             console.print(
-                f"{job.name}: left out, {progress.failed[job]}", highlight=False, soft_wrap=True
+                f"{job.name}: left out, {progress.failed[job]}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
         elif len(progress.running) < progress.at_once and (
             job.after is None or job.after.is_trained
@@ -168,7 +203,7 @@ def _start(progress: Progress, context: Any, threads: int, console: Console) -> 
             process.start()
             running = _Running(job, process, monotonic(), before)
             progress.running.append(running)
-            console.print(f"{job.name}: begun", highlight=False, soft_wrap=True)
+            console.print(f"{job.name}: begun", markup=False, highlight=False, soft_wrap=True)
 
 
 def _collect(progress: Progress, console: Console) -> None:
@@ -180,10 +215,16 @@ def _collect(progress: Progress, console: Console) -> None:
             progress.done.append(job)
             progress.learn(running)
             console.print(
-                f"{job.name}: finished; {progress.headline()}", highlight=False, soft_wrap=True
+                f"{job.name}: finished; {progress.headline()}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
         else:
-            progress.failed[job] = last_line(job.log)
+            code = running.process.exitcode
+            # Below 0 it was ended by a signal, and had no last word.
+            ended = f"ended by signal {-code}: " if code is not None and code < 0 else ""
+            progress.failed[job] = ended + last_line(job.log)
             console.print(
                 f"{job.name}: failed: {progress.failed[job]} ({job.log})", highlight=False
             )
@@ -203,6 +244,7 @@ def _work(commands: Sequence[Sequence[str]], log: str, threads: int) -> None:
     torch.set_num_threads(threads)
     for command in commands:
         sys.stdout.write(f"$ prunerob {shlex.join(command)}\n")
+        sys.stdout.flush()  # in front of what it says, which has another way out
         main(command)
         sys.stdout.flush()
 
