@@ -257,3 +257,39 @@ def test_reproduce_needs_a_known_table_and_the_configurations(
     assert "--configs: there is no configs/mnist" in refused(capsys, "reproduce", "table1")
     told = refused(capsys, "reproduce", "table1", "--report-only")
     assert "--folder: reproduce holds no runs of table1" in told
+
+
+def test_different_attacks_and_settings_do_not_meet_in_one_row(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy / "seed1" / "weight-0.5"
+    main(["test", "--ckpt_path", str(run), "--model.attacks.PGD.init_args.steps", "4"])
+    assert "are different attacks; test them alike" in refused(capsys, "report", str(copy))
+    main(["test", "--ckpt_path", str(run)])
+    capsys.readouterr()
+
+    original = (run / "config.yaml").read_text()
+    for key, value in (("optimizer", {"lr": 0.5}), ("adversarial_training", {"weight": 1.0})):
+        config = yaml.safe_load(original)
+        config["model"][key].get("init_args", config["model"][key]).update(value)
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        told = refused(capsys, "report", str(copy))
+        assert f"model.{key}" in told
+        assert "cannot stand in one row" in told
+    (run / "config.yaml").write_text("a: [")
+    assert "its files are damaged" in refused(capsys, "report", str(copy))
+
+
+def test_two_runs_from_one_dense_network_share_its_row(tmp_path: Path) -> None:
+    main(["fit", "--config", TINY])
+    main(["test", "--ckpt_path", "before_pruning"])
+    main(["test"])
+    first = Path("lightning_logs/tiny/version_0")
+    second = Path(shutil.copytree(first, first.parent / "version_1"))
+    for name in ("pruning.json", "config.yaml"):  # as if it had been pruned by more
+        text = (second / name).read_text()
+        (second / name).write_text(
+            text.replace('amount": 0.7', 'amount": 0.8').replace("amount: 0.7", "amount: 0.8")
+        )
+    results = read_results(["lightning_logs"])
+    assert [point.pruned for point in results.by_point] == ["0", "weight 80 %", "weight 70 %"]

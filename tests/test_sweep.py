@@ -238,3 +238,57 @@ def test_branches_have_one_control_and_names_of_their_own() -> None:
     assert names == ["control", *pruned]
     with pytest.raises(UserError, match="twice"):
         make_branches(["weight", "weight"], [0.5])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_two_sweeps_do_not_share_a_folder(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+
+    with (copy / ".lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        told = refused(capsys, *SWEEP, "--seed", "0")
+    assert told.endswith("another sweep is running in sweeps/tiny")
+    main([*SWEEP, "--seed", "0"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        (["--trainer.max_epochs", "3"], "trainer.max_epochs 4, but this sweep has 3"),
+        (["--pruning.epoch", "1"], "trainer.max_epochs 2, but this sweep has 1"),
+        (["--pruning.reading", "filters"], "pruning.reading weights, but this sweep has filters"),
+        (["--trainer.precision", "bf16-mixed"], "trainer.precision"),
+    ],
+)
+def test_a_trial_does_not_pass_for_the_real_thing(
+    setting: list[str], told: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in refused(capsys, *SWEEP, "--seed", "0", *setting)
+
+
+def test_a_test_of_a_part_is_done_again_in_full(copy: Path) -> None:
+    run = copy / "seed0" / "control"
+    part = ["--trainer.limit_test_batches", "1", "--data.init_args.eval_batch_size", "20"]
+    main(["test", "--ckpt_path", str(run), *part])
+    file = run / "robustness.json"
+    assert json.loads(file.read_text())["rows"][0]["images"] == 20
+    main([*SWEEP, "--seed", "0"])
+    assert json.loads(file.read_text())["rows"][0]["images"] == 60
+
+
+def test_masks_of_another_run_must_be_those_that_were_asked_for(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def masks_from(run: str, *args: str) -> str:
+        place = ["--pruning.masks_from", str(sweep / "seed0" / run), "--pruning.epoch", "0"]
+        return refused(capsys, "fit", "--config", TINY, *place, *args)
+
+    told = masks_from("weight-0.5")
+    assert "pruning.amount: 0.7, but" in told
+    assert told.endswith("was pruned with 0.5")
+    told = masks_from("filter-0.5", "--pruning.amount", "0.5")
+    assert "pruning.criterion: prunerob.pruning.criteria.weight_magnitude, but" in told
+    assert "holds no masks: it is not of a pruned run" in masks_from("dense")
+    narrower = ["--pruning.amount", "0.5", "--model.network.init_args.filters", "[8, 8, 4]"]
+    assert "is of another network (conv3.weight)" in masks_from("weight-0.5", *narrower)
+    assert "there is no file or folder" in masks_from("none")
