@@ -65,7 +65,7 @@ def difference_figure(results: Results) -> Figure:
                 axes.set_xlabel("share pruned, %")
             if j == 0:
                 axes.set_ylabel("accuracy − dense, points")
-    _legend(figure, grid.ravel(), columns=3)
+    _legend(figure, grid.ravel(), columns=2 * len(trainings))
     return figure
 
 
@@ -110,7 +110,7 @@ def _difference_curve(
             fillstyle="none",
             linestyle="",
             markersize=6,
-            label=f"{column}, control",
+            label="control (hollow)" if column == "natural" else None,
         )
 
 

