@@ -20,7 +20,7 @@ from prunerob.optimizers import TensorFlowRMSprop
 def test_it_is_tensorflow_s_rule(
     gradients: list[float], alpha: float, eps: float, weight_decay: float
 ) -> None:
-    """mean_square = decay * mean_square + (1 - decay) * g^2, from 1; w -= lr * g / sqrt(. + eps)."""
+    """mean = decay * mean + (1 - decay) * g^2, from 1; w -= lr * g / sqrt(mean + eps)."""
     weight, mean = np.float64(0.7), np.float64(1)
     parameter = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     optimizer = TensorFlowRMSprop(
