@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
 
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
-from prunerob import report
+from prunerob import outputs
 from prunerob.attacks import Attack
 from prunerob.attacks.pgd import is_one_step
 from prunerob.checkpoints import Checkpoints, about_machine
@@ -146,7 +146,7 @@ class SaveConfig(SaveConfigCallback):
         """Save, once, when a run begins; a run that goes on has its record already."""
         if stage != "fit" or not trainer.log_dir:
             return
-        report.check_writable(Path(trainer.log_dir))
+        outputs.check_writable(Path(trainer.log_dir))
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -240,7 +240,7 @@ class CommandLine(LightningCLI):
                 raise UserError("trainer.logger: a run needs one, whose folder becomes the run's")
             return
         assert self.weights is not None
-        report.check_writable(self.weights.folder)
+        outputs.check_writable(self.weights.folder)
         config.trainer.logger = _logger(self.weights.folder) if self.subcommand == "test" else False
 
     def _goes_on(self, weights: Weights, config: Namespace) -> bool:
@@ -334,10 +334,10 @@ class CommandLine(LightningCLI):
         about["test_size"] = datamodule.test_size
         about["test_images"] = len(cast(Any, datamodule.test_dataloader()).index)
         about["warnings"] = warnings
-        files = report.write(model.robustness, weights, about)
+        files = outputs.write(model.robustness, weights, about)
         settings = self._hyperparameters()
-        report.show_in_tensorboard(self.trainer, model.test_name, model.robustness, settings)
-        report.show(model.robustness, weights, warnings)
+        outputs.show_in_tensorboard(self.trainer, model.test_name, model.robustness, settings)
+        outputs.show(model.robustness, weights, warnings)
         rank_zero_info("Written: " + ", ".join(str(file) for file in files))
 
     def predict(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
@@ -345,7 +345,7 @@ class CommandLine(LightningCLI):
         weights = self._load(model)
         batches = cast(Any, self.trainer.predict(model, datamodule=datamodule))
         file = weights.folder / f"{weights.result('predictions').name}.csv"
-        report.write_predictions(file, batches or [], datamodule.predict_names)
+        outputs.write_predictions(file, batches or [], datamodule.predict_names)
         rank_zero_info(f"Written: {file}")
 
     def _load(self, model: Classifier) -> Weights:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prunerob.errors import UserError
+from prunerob.packed import unpack
 
 LOGS = Path("lightning_logs")
 CHECKPOINTS = ("last", "best", "before_pruning")
@@ -190,14 +191,14 @@ def read_weights(file: Path) -> Mapping[str, Tensor]:
     """Read a network's weights, by parameter name.
 
     Args:
-        file: a checkpoint of `fit`, or a .safetensors file.
+        file: a checkpoint of `fit`, or a .safetensors file, packed (see `prunerob.packed`) or not.
 
     Raises:
         UserError: it cannot be read, or holds no weights.
     """
     if file.suffix == ".safetensors":
         try:
-            return load_file(file)
+            return unpack(load_file(file))
         except SafetensorError as error:
             raise UserError(f"ckpt_path: {file} is damaged ({error})") from None
     state = read_checkpoint(file).get("state_dict")

@@ -2,7 +2,8 @@
 
     python scripts/make_zoo.py zoo reproduce/mnist_standard/seed0/dense reproduce/...
 
-Each run FOLDER/seedS/NAME becomes zoo/FOLDER_NAME.safetensors, .yaml and _robustness.json, so that
+Each run FOLDER/seedS/NAME becomes zoo/FOLDER_NAME.safetensors (without zeros, see
+`prunerob.packed`), .yaml and _robustness.json, so that
 `prunerob test --ckpt_path zoo/FOLDER_NAME.safetensors` measures its table again.
 """
 
@@ -11,12 +12,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from shutil import copyfile
 
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from prunerob.packed import pack
 from prunerob.runs import Run
 
 
@@ -42,7 +43,9 @@ def main(target: str, *folders: str) -> None:
         config["ckpt_path"] = config["pruning"]["masks_from"] = None  # runs that are not here
         stem = f"{run.folder.parent.parent.name}_{run.folder.name}"
         found["weights"] = f"{stem}.safetensors"
-        copyfile(weights, zoo / f"{stem}.safetensors")
+        file = zoo / f"{stem}.safetensors"
+        save_file(pack(load_file(weights)), file)
+        file.chmod(0o644)
         (zoo / f"{stem}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         (zoo / f"{stem}_robustness.json").write_text(json.dumps(found, indent=2) + "\n")
         print(stem, f"seed {config['seed_everything']}")

@@ -84,7 +84,7 @@ def write(
     Returns:
         the files.
     """
-    from prunerob.report import check_writable
+    from prunerob.outputs import check_writable
     from prunerob.reports import figures, tables
     from prunerob.reports.page import page
 

@@ -1,0 +1,63 @@
+"""Packed weights: the same to the bit, smaller, and refused where they are damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prunerob.errors import UserError
+from prunerob.networks import MnistCNN
+from prunerob.packed import PARTS, pack, unpack
+from prunerob.pruning import weight_magnitude
+from prunerob.pruning.masks import apply_masks, make_masks
+from prunerob.runs import load_weights
+
+
+@given(
+    st.lists(st.integers(0, 4), max_size=4),
+    st.floats(0, 1),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    st.integers(0, 2**31),
+)
+def test_what_is_unpacked_is_what_was_packed(
+    shape: list[int], share: float, dtype: torch.dtype, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    value = torch.randn(shape, generator=generator)
+    value[torch.rand(shape, generator=generator) < share] = 0
+    value[torch.rand(shape, generator=generator) < 0.1] = -0.0
+    weights = {"a.weight": value.to(dtype), "b.bias": torch.ones(2)}
+    found = unpack(pack(weights))
+    assert found.keys() == weights.keys()
+    for name, expected in weights.items():
+        assert found[name].dtype == expected.dtype
+        assert torch.equal(found[name], expected)
+        assert torch.equal(found[name].signbit(), expected.signbit())
+
+
+def test_a_pruned_network_loads_from_a_small_file(network: MnistCNN, tmp_path: Path) -> None:
+    apply_masks(network, make_masks(network, weight_magnitude(network, 0), 0.98))
+    file = tmp_path / "packed.safetensors"
+    save_file(pack(network.state_dict()), file)
+    assert file.stat().st_size < 45_000
+    other = MnistCNN()
+    load_weights(other, file)
+    for name, value in network.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_damage_is_told(part: str) -> None:
+    stored = pack({"w": torch.zeros(10, 10)})
+    for damage in (None, torch.ones(3)):
+        broken: dict[str, Tensor] = {k: v for k, v in stored.items() if not k.endswith(part)}
+        if damage is not None:
+            broken["w" + part] = damage
+        with pytest.raises(UserError, match="packed weights of w are damaged"):
+            unpack(broken)
