@@ -155,7 +155,7 @@ class Sweep:
             )
         jobs: list[Job] = []
         for seed in self.seeds:
-            dense = self._job(seed, "dense", [], epochs=epoch, max_epochs=epoch, prune_epoch=None)
+            dense = self._job(seed, "dense", [], max_epochs=epoch, prune_epoch=None)
             pruned = {}
             for branch in self.branches:
                 if not branch.scratch:
@@ -163,7 +163,6 @@ class Sweep:
                         seed,
                         branch.name,
                         [*branch.settings(), "--ckpt_path", str(dense.run.checkpoint())],
-                        epochs=epochs - epoch,
                         max_epochs=epochs,
                         prune_epoch=epoch,
                         branch=branch,
@@ -181,7 +180,6 @@ class Sweep:
                         seed,
                         branch.name,
                         [*branch.settings(), *settings],
-                        epochs=epochs,
                         max_epochs=epochs,
                         prune_epoch=0,
                         branch=branch,
@@ -196,7 +194,6 @@ class Sweep:
         name: str,
         settings: Sequence[str],
         *,
-        epochs: int,
         max_epochs: int,
         prune_epoch: int | None,
         branch: Branch | None = None,
@@ -212,7 +209,6 @@ class Sweep:
         return Job(
             run=Run(folder / name),
             seed=seed,
-            epochs=epochs,
             after=after,
             fit=[*common, *settings, *phases, *place],
             test=[*common, "--ckpt_path", str(folder / name)],
@@ -230,7 +226,6 @@ class Job:
     Args:
         run: its folder.
         seed: its seed.
-        epochs: of training that it takes.
         after: the run that it builds on, if any.
         fit: the command line of `fit` that begins it.
         test: the command line of `test`.
@@ -242,7 +237,6 @@ class Job:
 
     run: Run
     seed: int
-    epochs: int
     after: Job | None
     fit: Sequence[str]
     test: Sequence[str]
@@ -257,9 +251,19 @@ class Job:
         return f"{self.run.folder.name}, seed {self.seed}"
 
     @property
+    def sweep(self) -> Path:
+        """The folder of its sweep."""
+        return self.run.folder.parent.parent
+
+    @property
     def goes_on(self) -> bool:
         """Whether it begins where a dense network stands, not from fresh weights."""
         return self.after is not None and self.after.after is None
+
+    @property
+    def epochs(self) -> int:
+        """How many it trains for itself."""
+        return self.max_epochs - (self.after.max_epochs if self.after and self.goes_on else 0)
 
     @property
     def log(self) -> Path:

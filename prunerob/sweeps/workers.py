@@ -53,7 +53,7 @@ class Progress:
     done: list[Job] = field(default_factory=list)
     failed: dict[Job, str] = field(default_factory=dict)
     running: list[_Running] = field(default_factory=list)
-    _epoch_seconds: list[float] = field(default_factory=list)
+    _epoch_seconds: dict[Path, list[float]] = field(default_factory=dict)
     _rest_seconds: list[float] = field(default_factory=list)
 
     def waiting(self) -> list[Job]:
@@ -62,28 +62,31 @@ class Progress:
         over = {id(job) for job in (*self.done, *self.failed)}
         return [job for job in self.jobs if id(job) not in begun | over]
 
-    def learn(self, running: _Running) -> None:
-        """Note how long a finished run took: its epochs, and what is not training."""
-        seconds = monotonic() - running.started
-        epochs = running.job.epochs - running.epochs_before
-        if epochs:
-            self._epoch_seconds.append(trained_seconds(running.job) / running.job.epochs)
-            seconds -= epochs * self._epoch_seconds[-1]
-        self._rest_seconds.append(max(0.0, seconds))
+    def learn(self, job: Job, running: _Running | None = None) -> None:
+        """Note how long a finished run took: its epochs and, if it ran just now, the rest."""
+        per_epoch = trained_seconds(job) / job.epochs
+        self._epoch_seconds.setdefault(job.sweep, []).append(per_epoch)
+        if running is not None:
+            epochs = job.epochs - running.epochs_before
+            self._rest_seconds.append(max(0.0, monotonic() - running.started - epochs * per_epoch))
 
     def seconds_left(self) -> float | None:
         """A guess of the time to the end; None before anything is known."""
-        live = [
-            (monotonic() - running.started) / (epochs - running.epochs_before)
-            for running in self.running
-            if (epochs := epochs_done(running.job)) > running.epochs_before
-        ]
-        if not (self._epoch_seconds or live):
+        known = {sweep: list(found) for sweep, found in self._epoch_seconds.items()}
+        for running in self.running:
+            epochs = epochs_done(running.job) - running.epochs_before
+            if epochs > 0 and running.job.sweep not in self._epoch_seconds:
+                per_epoch = (monotonic() - running.started) / epochs
+                known.setdefault(running.job.sweep, []).append(per_epoch)
+        if not known:
             return None
-        per_epoch = median(self._epoch_seconds or live)
-        rest = median(self._rest_seconds) if self._rest_seconds else 10 * per_epoch
+        # Of a sweep that has not begun, guess by the others.
+        others = median(seconds for found in known.values() for seconds in found)
+        per_epochs = {sweep: median(found) for sweep, found in known.items()}
+        rest = median(self._rest_seconds) if self._rest_seconds else 10 * others
         left = sum(
-            (job.epochs - epochs_done(job)) * per_epoch + (0 if job.is_tested else rest)
+            (job.epochs - epochs_done(job)) * per_epochs.get(job.sweep, others)
+            + (0 if job.is_tested else rest)
             for job in (*self.waiting(), *(running.job for running in self.running))
         )
         return left / max(1, min(self.at_once, len(self.running) + len(self.waiting())))
@@ -120,10 +123,9 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int) -> dict[Job, st
     Returns:
         the runs that failed, with the reason; those that build on them are among them.
     """
-    for folder in {job.run.folder.parent.parent for job in jobs}:
-        folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
-        for folder in sorted({job.run.folder.parent.parent for job in jobs}):
+        for folder in sorted({job.sweep for job in jobs}):
+            folder.mkdir(parents=True, exist_ok=True)
             locks.enter_context(_lock(folder))
         for job in jobs:
             job.check()
@@ -153,7 +155,11 @@ def _lock(folder: Path) -> Iterator[None]:
 def _run_jobs(jobs: Sequence[Job], at_once: int, threads: int) -> dict[Job, str]:
     console = Console()
     progress = Progress(jobs, at_once)
-    progress.done += [job for job in jobs if not job.commands()]
+    for job in jobs:
+        if job.is_trained:
+            progress.learn(job)
+        if not job.commands():
+            progress.done.append(job)
     context = _context()
     with Live(progress, console=console, refresh_per_second=2, transient=True) as live:
         try:
@@ -213,7 +219,7 @@ def _collect(progress: Progress, console: Console) -> None:
         job = running.job
         if running.process.exitcode == 0 and not job.commands():
             progress.done.append(job)
-            progress.learn(running)
+            progress.learn(job, running)
             console.print(
                 f"{job.name}: finished; {progress.headline()}",
                 markup=False,
