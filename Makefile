@@ -29,7 +29,7 @@ check: .venv/ready
 board: .venv/ready
 	$(BIN)/tensorboard --logdir lightning_logs
 
-# The paper's tables and figure beside ours: minutes (table1) to many hours (figure1) on two cores.
+# The paper's tables and figure beside ours: an hour (table1) to a day (figure1) on two cores.
 table1 table2 figure1: .venv/ready
 	$(BIN)/prunerob reproduce $@
 

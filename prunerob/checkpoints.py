@@ -33,7 +33,6 @@ class Checkpoints(Checkpoint):
         self._best_is_fine_tuned = False
         self._started = time()
         self._seconds_before = 0.0
-        self._validated: dict[str, tuple[int, int]] = {}
 
     @property
     def state_key(self) -> str:
@@ -92,13 +91,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the result on all validation images, while the device is at hand."""
-        self._validate(trainer, cast(Classifier, pl_module))
-
-    def _validate(self, trainer: Trainer, module: Classifier) -> None:
-        datamodule = cast(Any, trainer).datamodule
-        if datamodule is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            batches = datamodule.val_dataloader()
-            self._validated = module.measure(batches, attack_all=True)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            cast(Classifier, pl_module).final_validation()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the run as finished, if it is, and lay its final weights down."""
@@ -109,8 +103,6 @@ class Checkpoints(Checkpoint):
         if not run.checkpoint().is_file():
             return
         module = cast(Classifier, pl_module)
-        if not self._validated:  # of a run that was killed after its last epoch
-            self._validate(trainer, module)
         weights = {n: v.detach().cpu().contiguous() for n, v in module.network.state_dict().items()}
         save_file(weights, run.folder / "weights.safetensors")
         summary = {
@@ -120,7 +112,7 @@ class Checkpoints(Checkpoint):
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "validation": {
                 name: {"accuracy": correct / images, "correct": correct, "images": images}
-                for name, (correct, images) in self._validated.items()
+                for name, (correct, images) in module.final_validation().items()
             },
             **about_machine(module.device),
         }

@@ -128,6 +128,7 @@ class Classifier(LightningModule):
         """Of the test in TensorBoard, where those of several checkpoints stand side by side."""
         self.robustness: Robustness | None = None
         """What the latest test found."""
+        self._validated_at_last: dict[str, tuple[int, int]] | None = None
         self._warned_of: bool | None = None
         """The phase in which catastrophic overfitting was told: fine-tuning or not."""
 
@@ -240,6 +241,7 @@ class Classifier(LightningModule):
         """Refuse settings of either phase before anything is computed."""
         self.widen()
         self.narrow_copy, self.optimizes_narrow = None, False
+        self._validated_at_last = None
         if stage == "fit":
             self._check_optimizers()
 
@@ -392,6 +394,14 @@ class Classifier(LightningModule):
             for name, parts in found.items()
         }
 
+    def final_validation(self) -> dict[str, tuple[int, int]]:
+        """Accuracies on all validation images at the end of training, measured once."""
+        datamodule = cast(Any, self.trainer).datamodule
+        if self._validated_at_last is None:
+            batches = datamodule.val_dataloader() if datamodule is not None else []
+            self._validated_at_last = self.measure(batches, attack_all=True)
+        return self._validated_at_last
+
     def _judge(self, batch: Batch, attacked: int) -> dict[str, Tensor]:
         """Which images of a validation batch are classified right.
 
@@ -445,7 +455,7 @@ class Classifier(LightningModule):
         """Let an attack learn, once for all ranks: none may face another substitute."""
         self.on_attack(name)
         start = perf_counter()
-        batches = _On(self.device, cast(Any, self.trainer).datamodule.test_dataloader())
+        batches = _On(self.device, cast(Any, self.trainer).datamodule.attacker_dataloader())
         network = self.attacked(next(iter(batches)).x)
         prepared: Attack = self.trainer.strategy.broadcast(attack.prepare(network, batches))
         self._recorder.note_learned(name, prepared.learned, perf_counter() - start)

@@ -128,15 +128,18 @@ def report(what: str, folder: Path, *, tolerance: float) -> None:
 
 def _of(paper: PaperTable, results: Results) -> Results:
     """The results that belong to a table, without those that others of the folder need."""
-    amounts = {recipe.name: paper.amounts_of(recipe.training) for recipe in paper.recipes}
+    wanted = {
+        (recipe.name, method, amount)
+        for recipe in paper.recipes
+        for criterion, amounts in paper.amounts_of(recipe.training).items()
+        for amount in amounts
+        for method in (criterion, f"filter ({criterion.partition(':')[2] or 'weights'})")
+    }
     kept = [
         result
         for result in results.all
         if result.point.amount == 0
-        or any(
-            result.point.amount in found and criterion.split(":")[0] == _method(result.point)
-            for criterion, found in amounts[result.point.recipe].items()
-        )
+        or (result.point.recipe, result.point.method, result.point.amount) in wanted
     ]
     return Results(kept, results.left_out)
 

@@ -225,6 +225,24 @@ def load_weights(network: nn.Module, file: Path) -> None:
     network.load_state_dict(new)
 
 
+NOT_TRAINING = (
+    "ckpt_path",
+    "data.init_args.eval_batch_size",
+    "data.init_args.test_size",
+    "model.attacks",
+    "model.scrutinized_images",
+    "model.worst_case_attacks",
+    "seed_everything",
+    "trainer.accelerator",
+    "trainer.callbacks",
+    "trainer.default_root_dir",
+    "trainer.devices",
+    "trainer.enable",
+    "trainer.logger",
+)
+"""Beginnings of keys that say where a run goes and how it is tested, not what is trained."""
+
+
 def differences(old: object, new: object, name: str = "") -> list[tuple[str, object, object]]:
     """Where two configurations differ in keys that both have.
 

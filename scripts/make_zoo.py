@@ -3,7 +3,7 @@
     python scripts/make_zoo.py zoo reproduce/mnist_standard/seed0/dense reproduce/...
 
 Each run FOLDER/seedS/NAME becomes zoo/FOLDER_NAME.safetensors (without zeros, see
-`prunerob.packed`), .yaml and _robustness.json, so that
+`prunerob.packed`), .yaml and _table.json, so that
 `prunerob test --ckpt_path zoo/FOLDER_NAME.safetensors` measures its table again.
 """
 
@@ -47,7 +47,7 @@ def main(target: str, *folders: str) -> None:
         save_file(pack(load_file(weights)), file)
         file.chmod(0o644)
         (zoo / f"{stem}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        (zoo / f"{stem}_robustness.json").write_text(json.dumps(found, indent=2) + "\n")
+        (zoo / f"{stem}_table.json").write_text(json.dumps(found, indent=2) + "\n")
         print(stem, f"seed {config['seed_everything']}")
     size = sum(file.stat().st_size for file in zoo.glob("*.safetensors"))
     print(f"{size / 1e6:.1f} MB")

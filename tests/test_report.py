@@ -103,7 +103,7 @@ def test_single_runs_with_their_dense_network(tmp_path: Path) -> None:
     rows = json.loads((run / "robustness_before_pruning.json").read_text())["rows"]
     assert [row.accuracy for row in dense.robustness.rows] == [row["accuracy"] for row in rows]
     # On as many images, so that they can be compared.
-    assert dense.validation["robust"][1] == pruned.validation["robust"][1] == 50
+    assert dense.validation["robust"][1] == pruned.validation["robust"][1] == 100
     assert dense.validation["clean"][1] == pruned.validation["clean"][1] == 100
 
 

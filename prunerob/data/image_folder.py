@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunerob.data.augmentation import Augmentation, NoAugmentation
 from prunerob.data.images import (
+    Batches,
     ImageDataModule,
     Images,
     find_images,
@@ -58,7 +59,7 @@ class ImageFolder(ImageDataModule):
         self.grey = grey
 
     def load(self) -> tuple[Images, Images]:
-        """Read all images, several at a time; those of the test come in a fixed, mixed order.
+        """Read all images, several at a time.
 
         Raises:
             UserError: a folder is missing or empty, or a file is no readable image of that size.
@@ -71,11 +72,14 @@ class ImageFolder(ImageDataModule):
         labels = {name: label for label, name in enumerate(train)}
         first = next(iter(train.values()))[0]
         shape = read_image(first, (1 if self.grey else 3,)).shape
-        # Not class by class: the first images of a test are those of an attacker.
-        mixed = _read(test, labels, shape)
-        order = stratified_order(mixed.labels, self.SPLIT_SEED)
-        mixed = Images(mixed.pixels[order], mixed.labels[order])
-        return _read(train, labels, shape), mixed
+        return _read(train, labels, shape), _read(test, labels, shape)
+
+    def attacker_dataloader(self) -> Batches:
+        """Test images in a fixed, mixed order: their own is class by class."""
+        batches = self.test_dataloader()
+        labels = batches.images.labels[batches.index]
+        batches.index = batches.index[stratified_order(labels, self.SPLIT_SEED)]
+        return batches
 
 
 def _find_classes(folder: Path) -> dict[str, list[Path]]:

@@ -220,6 +220,10 @@ class ImageDataModule(LightningDataModule):
             index = stratified_order(test.labels, self.SPLIT_SEED)[: self.test_size]
         return Batches(test, index.sort().values, size=self.eval_batch_size)
 
+    def attacker_dataloader(self) -> Batches:
+        """Test images in the order in which an attacker who needs some takes them."""
+        return self.test_dataloader()
+
     def test_sample(self, size: int) -> Batch:
         """Some of the images that `test_dataloader` serves: a stratified draw of at most `size`."""
         test = self._images()[1]

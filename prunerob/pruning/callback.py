@@ -336,7 +336,7 @@ class Pruning(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the result, while the device is at hand."""
         if self.masks is not None:
-            self._measure(trainer, cast(Classifier, pl_module), "fine-tuned")
+            self.accuracies["fine-tuned"] = cast(Classifier, pl_module).final_validation()
 
     # What it did
 
@@ -349,7 +349,7 @@ class Pruning(Callback):
         if self.masks is None:
             return
         if "fine-tuned" not in self.accuracies:  # of a run that was killed after its last epoch
-            self._measure(trainer, module, "fine-tuned")
+            self.accuracies["fine-tuned"] = module.final_validation()
         log_weight_histograms(trainer, module.network, "3 after fine-tuning")
         folder = run_folder(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -371,7 +371,9 @@ class Pruning(Callback):
         """Validation accuracies at one moment; nothing without validation images."""
         datamodule = cast(Any, trainer).datamodule
         if datamodule is not None:
-            self.accuracies[when] = module.measure(datamodule.val_dataloader())
+            batches = datamodule.val_dataloader()
+            # Before pruning it is the dense network's last: as many images as at the end.
+            self.accuracies[when] = module.measure(batches, attack_all=when == "before")
 
     def describe(self, module: Classifier) -> str:
         """What pruning did, layer by layer, as text."""
@@ -412,14 +414,15 @@ class Pruning(Callback):
 
     def _describe_accuracies(self) -> str:
         told = [
-            f"{when} " + ", ".join(f"{n / of:.1%} {name}" for name, (n, of) in values.items())
+            f"{when} "
+            + ", ".join(f"{n / of:.1%} {name}" for name, (n, of) in values.items())
+            + f" ({'/'.join(f'{of:,}' for _, of in values.values())} images)"
             for when, values in self.accuracies.items()
             if values
         ]
         if not told:
             return ""
-        images = ", ".join(f"{of:,} {name}" for name, (_, of) in self.accuracies["before"].items())
-        return f"Validation accuracy: {'; '.join(told)} (images: {images})"
+        return f"Validation accuracy: {'; '.join(told)}"
 
     # Checkpoints
 

@@ -24,7 +24,7 @@ from prunerob.review import (
     sign_test,
 )
 from prunerob.robustness import WORST_CASE, Robustness
-from prunerob.runs import Run, differences
+from prunerob.runs import NOT_TRAINING, Run, differences
 
 METHODS = {
     "weight_magnitude": "weight",
@@ -132,6 +132,12 @@ class Result:
             found.append("whether PGD has converged and gradients are 0 was not looked for")
         return found
 
+    @property
+    def dense_epochs(self) -> int:
+        """Epochs of training before anything was pruned."""
+        epochs: int = self.config["pruning"]["epoch"] or self.config["trainer"]["max_epochs"]
+        return epochs
+
     def columns(self) -> dict[str, list[str]]:
         """The table's columns, with the attacks of the test that stand in each.
 
@@ -178,8 +184,8 @@ class Difference:
         points: in percentage points, mean over seeds; of one seed, over black-box substitutes.
         spread: standard deviation of the same, in percentage points; None of a single value.
         values: number of values that the mean is of.
-        p: of the exact paired test on the images of all of them together. It is about these
-            networks: other seeds would differ by `spread`.
+        p: of the exact paired test on the images of all seeds together; of several substitutes,
+            the largest. It is about these networks: other seeds would differ by `spread`.
     """
 
     points: float
@@ -248,17 +254,26 @@ class Results:
         """Seeds of one point, and all of one recipe, must differ in nothing else."""
         for recipe in self.recipes:
             of_it = [result for result in self.all if result.point.recipe == recipe]
+            trained = [r for r in of_it if not r.point.is_scratch]
+            for result in trained[1:]:
+                if result.dense_epochs != trained[0].dense_epochs:
+                    raise UserError(
+                        f"the dense network of {result.run.folder} was trained for "
+                        f"{result.dense_epochs} epochs, that of {trained[0].run.folder} for "
+                        f"{trained[0].dense_epochs}: report them apart"
+                    )
             for result in of_it[1:]:
-                other = self.by_point[result.point]
-                own = FREE if result.point.is_dense else FREE_OF_A_POINT
-                for first, free in ((of_it[0], FREE), (next(iter(other.values())), own)):
-                    for name, a, b in differences(first.config, result.config):
-                        if not name.startswith(free):
-                            raise UserError(
-                                f"{first.run.folder} has {name} {a}, but {result.run.folder} {b}: "
-                                "they cannot stand in one row or beside each other; report them "
-                                "apart"
-                            )
+                first = next(iter(self.by_point[result.point].values()))
+                _refuse_differences(of_it[0], result, FREE)
+                if result.point.is_control:
+                    _refuse_differences(first, result, FREE_OF_A_CONTROL)
+                elif not result.point.is_dense:
+                    _refuse_differences(first, result, FREE_OF_A_POINT)
+                if first.settings(WORST_CASE) != result.settings(WORST_CASE):
+                    raise UserError(
+                        f"{first.run.folder} and {result.run.folder} stand in one row and were "
+                        "tested with different attacks; test them alike"
+                    )
 
     @property
     def all(self) -> list[Result]:
@@ -321,7 +336,7 @@ class Results:
         """Accuracy minus that of another point, over the seeds that both have."""
         mine, theirs = self.by_point.get(point, {}), self.by_point.get(base, {})
         by_seed: list[list[float]] = []
-        for_mine = for_theirs = 0
+        counts: dict[int, list[int]] = {}
         for seed in sorted(mine.keys() & theirs.keys()) if point != base else ():
             a, b = mine[seed], theirs[seed]
             if not (column in a.columns() and column in b.columns()):
@@ -330,18 +345,21 @@ class Results:
                 continue
             pairs = zip(a.accuracies(column), b.accuracies(column), strict=True)
             by_seed.append([x - y for x, y in pairs])
-            for name, other in zip(a.columns()[column], b.columns()[column], strict=True):
+            names = zip(a.columns()[column], b.columns()[column], strict=True)
+            for i, (name, other) in enumerate(names):
                 right, theirs_right = a.robustness.correct(name), b.robustness.correct(other)
                 both = a.robustness.attacked(name) & b.robustness.attacked(other)
-                for_mine += int((right & ~theirs_right & both).sum())
-                for_theirs += int((theirs_right & ~right & both).sum())
+                of_it = counts.setdefault(i, [0, 0])
+                of_it[0] += int((right & ~theirs_right & both).sum())
+                of_it[1] += int((theirs_right & ~right & both).sum())
         if not by_seed:
             return None
         # Substitutes of one network are no seeds: they are averaged first where there are seeds.
         values = by_seed[0] if len(by_seed) == 1 else [mean(found) for found in by_seed]
         points, spread = mean_and_spread(values)
         told = None if spread is None else 100 * spread
-        return Difference(100 * points, told, len(values), sign_test(for_mine, for_theirs))
+        p = max(sign_test(for_mine, for_theirs) for for_mine, for_theirs in counts.values())
+        return Difference(100 * points, told, len(values), p)
 
     def column_of(self, attack: str) -> str | None:
         """The column of FGSM or PGD that most networks have, of those the one of largest eps."""
@@ -354,46 +372,35 @@ class Results:
         return max(counts, key=lambda key: (counts[key], key))[1] if counts else None
 
 
-FREE = (
-    "seed_everything",
-    "ckpt_path",
-    "pruning",
-    "data.init_args.test_size",
-    "data.init_args.eval_batch_size",
-    "model.attacks",
-    "model.fine_tuning",
-    "model.scrutinized_images",
-    "model.validation_attack",
-    "model.worst_case_attacks",
-    "trainer.accelerator",
-    "trainer.callbacks",
-    "trainer.default_root_dir",
-    "trainer.devices",
-    "trainer.enable",
-    "trainer.logger",
-    "trainer.max_epochs",
-)
-"""Keys in which networks of one recipe may differ."""
+FREE_OF_A_POINT = (*NOT_TRAINING, "model.validation_attack", "pruning.masks_from", "pruning.narrow")
+"""Beginnings of keys in which the seeds of one row may differ."""
 
-FREE_OF_A_POINT = (
-    *(n for n in FREE if n not in ("pruning", "model.fine_tuning", "trainer.max_epochs")),
-    "pruning.masks_from",
-    "pruning.narrow",
-)
-"""Keys in which the seeds of one row may differ."""
+FREE_OF_A_CONTROL = (*FREE_OF_A_POINT, "pruning.criterion", "pruning.reading")
+"""Empty masks are the same by any criterion."""
+
+FREE = (*FREE_OF_A_POINT, "model.fine_tuning", "pruning", "trainer.max_epochs")
+"""Beginnings of keys in which the networks of one recipe may differ."""
+
+
+def _refuse_differences(a: Result, b: Result, free: tuple[str, ...]) -> None:
+    """Refuse two runs whose configurations differ in what matters.
+
+    Raises:
+        UserError: they do.
+    """
+    for name, mine, theirs in differences(a.config, b.config):
+        if not name.startswith(free):
+            raise UserError(
+                f"{a.run.folder} has {name} {mine}, but {b.run.folder} {theirs}: they cannot stand "
+                "in one row or beside each other; report them apart"
+            )
 
 
 def _is_same_network(a: Result, b: Result) -> bool:
     """Whether two results are of one dense network, tested in two runs that began with it."""
-    same = all(
-        torch.equal(a.robustness.predictions[name], b.robustness.predictions[name])
-        for name in a.robustness.predictions.keys() & b.robustness.predictions.keys()
-    )
-    return same and a.point.is_dense and "pruning.json" in _files(a.run) & _files(b.run)
-
-
-def _files(run: Run) -> set[str]:
-    return {path.name for path in run.folder.iterdir()}
+    mine, theirs = a.robustness.predictions, b.robustness.predictions
+    shared = mine.keys() & theirs.keys()
+    return a.point.is_dense and all(torch.equal(mine[name], theirs[name]) for name in shared)
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -473,10 +480,8 @@ def _read_run(run: Run, config: Mapping[str, Any], recipe: str | None) -> Iterab
     validation = json.loads(run.summary.read_text()).get("validation", {})
     stems = {"robustness": (point, validation)}
     if pruning and (run.folder / "robustness_before_pruning.json").is_file():
-        # Both as they were measured in the same way, at the end of training and of fine-tuning.
-        moments = pruning["validation"]
-        stems["robustness"] = (point, moments.get("fine-tuned", {}))
-        stems["robustness_before_pruning"] = (point.dense, moments.get("before", {}))
+        before = pruning["validation"].get("before", {})
+        stems["robustness_before_pruning"] = (point.dense, before)
     for stem, (of_it, validated) in stems.items():
         robustness, about = Robustness.read(run.folder / stem)
         if "suite" not in about:

@@ -117,12 +117,17 @@ def make_sweep(options: Mapping[str, Any]) -> Sweep:
     branches = _branches(options["criterion"], options["amount"])
     if options["scratch"]:
         branches += [replace(branch, scratch=True) for branch in branches if branch.amount]
+    for setting in settings_of_sweeps(options["settings"]):
+        raise UserError(f"{setting} is what a sweep sets itself; see `prunerob sweep --help`")
     folder = Path(options["folder"] or Path("sweeps") / config.stem)
     settings = list(options["settings"])
 
     from prunerob.commands import resolve
 
     plain = resolve(["--config", str(config), *settings])
+    for name in ("limit_test_batches", "fast_dev_run"):
+        if plain["trainer"].get(name) not in (None, False, 1, 1.0):
+            raise UserError(f"trainer.{name}: a sweep tests in full; set data.init_args.test_size")
     # What would be refused after the dense networks are trained is refused now.
     for seed in seeds:
         resolve(["--config", str(config), *settings, "--seed_everything", str(seed)])
@@ -131,6 +136,13 @@ def make_sweep(options: Mapping[str, Any]) -> Sweep:
     return Sweep(
         config=config, folder=folder, branches=branches, seeds=seeds, settings=settings, plain=plain
     )
+
+
+def settings_of_sweeps(settings: Sequence[str]) -> list[str]:
+    """Those of some settings that each run of a sweep has for itself."""
+    pruning = ("pruning.amount", "pruning.criterion", "pruning.masks_from")
+    own = ("seed_everything", "ckpt_path", "trainer.logger", *pruning)
+    return [word for word in settings if word.removeprefix("--").startswith(own)]
 
 
 def _branches(criteria: Sequence[str], amounts: Any) -> list[Branch]:
@@ -160,6 +172,8 @@ def _read(file: str | None, said: Namespace, settings: Sequence[str]) -> dict[st
         options.update(_read_file(Path(file), options.keys()))
     given = {name: value for name, value in vars(said).items() if name in options}
     options.update({name: value for name, value in given.items() if value is not None})
+    if isinstance(options["amount"], Mapping) and said.criterion is not None:
+        raise UserError("--criterion: the amounts of the file name the criteria themselves")
     options["settings"] = [*options["settings"], *settings]
     for name in ("config", "amount"):
         if options[name] is None:

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from prunerob.errors import UserError
-from prunerob.runs import Run, differences
+from prunerob.runs import NOT_TRAINING, Run, differences
 
 CRITERIA = {
     "weight": "prunerob.pruning.weight_magnitude",
@@ -162,7 +162,7 @@ class Sweep:
                     pruned[branch.name] = self._job(
                         seed,
                         branch.name,
-                        [*branch.settings(), "--ckpt_path", str(dense.run.checkpoint())],
+                        branch.settings(),
                         max_epochs=epochs,
                         prune_epoch=epoch,
                         branch=branch,
@@ -203,6 +203,8 @@ class Sweep:
         phases = ["--trainer.max_epochs", str(max_epochs)]
         phases += ["--pruning.epoch", "null" if prune_epoch is None else str(prune_epoch)]
         folder = self.folder / f"seed{seed}"
+        goes_on = after is not None and not (branch and branch.scratch)
+        start = ["--ckpt_path", str(after.run.checkpoint())] if after and goes_on else []
         logger = "--trainer.logger.init_args"
         place = [f"{logger}.save_dir", str(self.folder), f"{logger}.name", folder.name]
         place += [f"{logger}.version", name]
@@ -210,8 +212,8 @@ class Sweep:
             run=Run(folder / name),
             seed=seed,
             after=after,
-            fit=[*common, *settings, *phases, *place],
-            test=[*common, "--ckpt_path", str(folder / name)],
+            fit=[*common, *settings, *phases, *place, *start],
+            test=[*common, *settings, *phases, "--ckpt_path", str(folder / name)],
             plain=self.plain,
             max_epochs=max_epochs,
             prune_epoch=prune_epoch,
@@ -318,6 +320,11 @@ class Job:
             UserError: it was not; its results would stand under a wrong name.
         """
         if not (self.run.config.is_file() and self.run.checkpoint().is_file()):
+            if self.run.summary.is_file():
+                raise UserError(
+                    f"{self.run.folder} has finished, but its checkpoint is gone; put it back, or "
+                    "remove the folder to train it again"
+                )
             return  # it stopped before it had anything to go on with
         try:
             record = yaml.safe_load(self.run.config.read_text())
@@ -339,27 +346,8 @@ class Job:
                 pruning["reading"] = self.branch.reading or pruning["reading"]
         for name, old, new in differences(record, expected):
             free = not self.goes_on and name.startswith("model.fine_tuning")
-            if not free and not name.startswith(OF_EACH_RUN):
+            if not free and not name.startswith((*NOT_TRAINING, "pruning.masks_from")):
                 raise UserError(
                     f"{self.run.folder} was made with {name} {old}, but this sweep has {new}; "
                     "name another --folder"
                 )
-
-
-OF_EACH_RUN = (
-    "seed_everything",
-    "ckpt_path",
-    "pruning.masks_from",
-    "model.attacks",
-    "model.worst_case_attacks",
-    "model.scrutinized_images",
-    "data.init_args.test_size",
-    "data.init_args.eval_batch_size",
-    "trainer.accelerator",
-    "trainer.callbacks",
-    "trainer.default_root_dir",
-    "trainer.devices",
-    "trainer.enable",
-    "trainer.logger",
-)
-"""Keys that differ among the runs of a sweep, or do not shape the network."""

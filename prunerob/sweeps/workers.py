@@ -173,7 +173,7 @@ def _run_jobs(jobs: Sequence[Job], at_once: int, threads: int) -> dict[Job, str]
             for running in progress.running:
                 running.process.join(10)
                 running.process.kill()  # a file is written beside the old one, then renamed
-    console.print(progress.headline(), markup=False, highlight=False, soft_wrap=True)
+    _say(console, progress.headline())
     return progress.failed
 
 
@@ -186,17 +186,17 @@ def _context() -> Any:
     return context
 
 
+def _say(console: Console, text: str) -> None:
+    """Print a line as it is: what runs say may look like markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _start(progress: Progress, context: Any, threads: int, console: Console) -> None:
     """Begin as many runs as there is room for and whose base is there."""
     for job in progress.waiting():
         if job.after in progress.failed and not job.after.is_trained:
             progress.failed[job] = f"{job.after.name} failed, on which it builds"
-            console.print(
-                f"{job.name}: left out, {progress.failed[job]}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            _say(console, f"{job.name}: left out, {progress.failed[job]}")
         elif len(progress.running) < progress.at_once and (
             job.after is None or job.after.is_trained
         ):
@@ -209,7 +209,7 @@ def _start(progress: Progress, context: Any, threads: int, console: Console) -> 
             process.start()
             running = _Running(job, process, monotonic(), before)
             progress.running.append(running)
-            console.print(f"{job.name}: begun", markup=False, highlight=False, soft_wrap=True)
+            _say(console, f"{job.name}: begun")
 
 
 def _collect(progress: Progress, console: Console) -> None:
@@ -220,20 +220,13 @@ def _collect(progress: Progress, console: Console) -> None:
         if running.process.exitcode == 0 and not job.commands():
             progress.done.append(job)
             progress.learn(job, running)
-            console.print(
-                f"{job.name}: finished; {progress.headline()}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            _say(console, f"{job.name}: finished; {progress.headline()}")
         else:
             code = running.process.exitcode
             # Below 0 it was ended by a signal, and had no last word.
             ended = f"ended by signal {-code}: " if code is not None and code < 0 else ""
             progress.failed[job] = ended + last_line(job.log)
-            console.print(
-                f"{job.name}: failed: {progress.failed[job]} ({job.log})", highlight=False
-            )
+            _say(console, f"{job.name}: failed: {progress.failed[job]} ({job.log})")
 
 
 def _work(commands: Sequence[Sequence[str]], log: str, threads: int) -> None:
@@ -277,7 +270,8 @@ def epochs_done(job: Job) -> int:
 def trained_seconds(job: Job) -> float:
     """How long the training of a finished run took, without that of a run it went on from."""
     seconds = float(json.loads(job.run.summary.read_text())["seconds"])
-    return seconds - trained_seconds(job.after) if job.after and job.goes_on else seconds
+    on_top = job.after is not None and job.goes_on and job.after.is_trained
+    return seconds - trained_seconds(job.after) if on_top and job.after else seconds
 
 
 def stage(job: Job) -> str:
