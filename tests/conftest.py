@@ -69,19 +69,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished sweep: tiny.yaml pruned in two ways, two seeds; to be read alone."""
     folder = tmp_path_factory.mktemp("sweep")
     config = str(Path(__file__).parent / "tiny.yaml")
-    branches = ["--criterion", "weight,filter", "--amount", "0,0.5", "--scratch"]
-    main(
-        [
-            "sweep",
-            "--config",
-            config,
-            *branches,
-            "--seed",
-            "0,1",
-            "--folder",
-            str(folder),
-            "--jobs",
-            "2",
-        ]
-    )
+    branches = ["--criterion", "weight,filter", "--amount", "0,0.5", "--scratch", "--seed", "0,1"]
+    running = ["--folder", str(folder), "--jobs", "2", "--threads", "1"]
+    main(["sweep", "--config", config, *branches, *running])
     return folder

@@ -20,6 +20,7 @@ from prunerob.sweeps.plan import make_branches
 from tests.test_cli import TINY, assert_equal, masks, refused, weights
 
 SWEEP = ["sweep", "--config", TINY, "--criterion", "weight,filter", "--amount", "0,0.5"]
+SWEEP += ["--threads", "1"]  # as in the fixture: bits depend on their number
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,12 @@ def test_every_branch_grows_from_one_dense_network(sweep: Path) -> None:
 
 
 def test_a_branch_equals_the_single_run(sweep: Path) -> None:
-    main(["fit", "--config", TINY, "--pruning.amount", "0.5", "--seed_everything", "1"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        main(["fit", "--config", TINY, "--pruning.amount", "0.5", "--seed_everything", "1"])
+    finally:
+        torch.set_num_threads(threads)
     single = Path("lightning_logs/tiny/version_0")
     assert_equal(weights(single, "before_pruning"), weights(sweep / "seed1" / "dense"))
     assert_equal(weights(single), weights(sweep / "seed1" / "weight-0.5"))
@@ -89,10 +95,12 @@ def test_what_is_finished_is_not_run_again_and_more_can_be_added(
         ("seed1", "weight-0.7")
     }
 
-    shutil.rmtree(copy / "seed0" / "control" / "checkpoints")  # stopped before its first epoch
+    control = copy / "seed0" / "control"  # stopped before its first epoch
+    shutil.rmtree(control / "checkpoints")
+    (control / "summary.json").unlink()
     (copy / "seed0" / "filter-0.5" / "robustness.json").unlink()  # stopped in its test
     main([*SWEEP, "--seed", "0"])
-    assert_equal(weights(copy / "seed0" / "control"), weights(sweep / "seed0" / "control"))
+    assert_equal(weights(control), weights(sweep / "seed0" / "control"))
     assert (copy / "seed0" / "filter-0.5" / "robustness.json").is_file()
 
 
@@ -292,3 +300,36 @@ def test_masks_of_another_run_must_be_those_that_were_asked_for(
     narrower = ["--pruning.amount", "0.5", "--model.network.init_args.filters", "[8, 8, 4]"]
     assert "is of another network (conv3.weight)" in masks_from("weight-0.5", *narrower)
     assert "there is no file or folder" in masks_from("none")
+
+
+def test_finished_results_are_never_thrown_away(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copy / "seed0" / "weight-0.5" / "checkpoints")
+    before = times(copy)
+    told = refused(capsys, *SWEEP, "--seed", "0")
+    assert "weight-0.5 has finished, but its checkpoint is gone" in told
+    assert times(copy) == before
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ["--seed_everything", "3"],
+        ["--ckpt_path", "x"],
+        ["--pruning.amount", "0.5"],
+        ["--trainer.limit_test_batches", "2"],
+    ],
+)
+def test_what_a_sweep_sets_itself_is_no_setting(
+    setting: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, *SWEEP, *setting)
+    assert setting[0].removeprefix("--") in told
+
+
+def test_each_run_is_tested_with_its_own_settings(sweep: Path) -> None:
+    for name, method in (("weight-0.5", "weight_magnitude"), ("filter-0.5-scratch", "filter_l1")):
+        log = (sweep / "seed0" / name / "log.txt").read_text()
+        tested = log.split("$ prunerob test")[1].splitlines()[0]
+        assert f"--pruning.amount 0.5 --pruning.criterion prunerob.pruning.{method}" in tested
