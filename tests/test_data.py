@@ -304,3 +304,19 @@ def test_what_is_wrong_with_a_folder_is_told(folder: Path) -> None:
     for part in ("train", "test"):
         (folder / "flat" / part).mkdir(parents=True)
     assert "holds no folders, one for each class" in told(folder / "flat")
+
+
+def test_an_attacker_of_a_folder_gets_images_of_all_classes(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for label in "abcde":
+            folder = tmp_path / part / label
+            folder.mkdir(parents=True)
+            for i in range(6):
+                pixels = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+                write_png(pixels, str(folder / f"{i}.png"))
+    data = ImageFolder(folder=str(tmp_path), validation_size=5, eval_batch_size=10)
+    data.setup("test")
+    own, mixed = data.test_dataloader(), data.attacker_dataloader()
+    assert set(next(iter(own)).y.tolist()) == {0, 1}, "the test is class by class"
+    assert set(next(iter(mixed)).y.tolist()) == {0, 1, 2, 3, 4}
+    assert sorted(mixed.index.tolist()) == own.index.tolist() == list(range(30))
