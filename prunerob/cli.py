@@ -1,7 +1,7 @@
-"""The command line: `prunerob fit|validate|test|predict`, on Lightning's CLI.
+"""The command line: one command is one module with a function `run`.
 
 Importing Lightning's CLI takes seconds, so this module imports nothing heavy: `prunerob --help`,
-`--version` and a mistyped command answer at once. The commands are in `prunerob.commands`.
+`--version` and a mistyped command answer at once.
 """
 
 from __future__ import annotations

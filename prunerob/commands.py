@@ -1,4 +1,4 @@
-"""The four commands: what LightningCLI does for each, and what prunerob adds to it."""
+"""`fit`, `validate`, `test`, `predict`: what LightningCLI does, and what prunerob adds to it."""
 
 from __future__ import annotations
 
