@@ -22,8 +22,8 @@ from prunerob.adversarial_training import AdversarialTraining
 from prunerob.attacks import PGD, Attack, NoAttack
 from prunerob.attacks.attack import evaluating
 from prunerob.attacks.noise import image_keys
-from prunerob.attacks.pgd import is_one_step, logit_margin
-from prunerob.attacks.suite import perturb_by_each
+from prunerob.attacks.pgd import logit_margin
+from prunerob.attacks.suite import is_one_step, perturb_by_each
 from prunerob.data.images import Batch
 from prunerob.errors import UserError
 from prunerob.networks.narrow import NarrowCopy, Narrowing, find_narrowing
@@ -380,13 +380,13 @@ class Classifier(LightningModule):
         Returns:
             images classified right, and images, as `_judge` names them.
         """
-        left = 10**9 if attack_all and self.validation_attack_images else 0
-        left = left or self.validation_attack_images
+        left = self.validation_attack_images
         found: dict[str, list[Tensor]] = {}
         with evaluating(self), self.trainer.precision_plugin.val_step_context():
             for batch in batches:
                 moved = Batch(*(tensor.to(self.device) for tensor in batch))
-                for name, correct in self._judge(moved, left).items():
+                attacked = len(batch.y) if attack_all else left
+                for name, correct in self._judge(moved, attacked).items():
                     found.setdefault(name, []).append(correct)
                 left -= len(batch.y)
         return {
@@ -427,6 +427,8 @@ class Classifier(LightningModule):
 
     def _validation_attacks(self) -> dict[str, Attack]:
         attacks: dict[str, Attack] = {}
+        if not self.validation_attack_images:
+            return attacks
         if not isinstance(self.validation_attack, NoAttack):
             attacks["robust"] = self.validation_attack
         training = self.adversarial_training.attack

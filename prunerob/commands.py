@@ -22,7 +22,7 @@ from pytorch_lightning.utilities import rank_zero_info
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
 from prunerob import outputs
 from prunerob.attacks import Attack
-from prunerob.attacks.pgd import is_one_step
+from prunerob.attacks.suite import is_one_step
 from prunerob.checkpoints import Checkpoints, about_machine
 from prunerob.classifier import Classifier
 from prunerob.data import Augmentation, ImageDataModule

@@ -198,10 +198,3 @@ def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
     true = logits.gather(1, y[:, None])
     others = logits.scatter(1, y[:, None], -torch.inf)
     return (true - others.amax(1, keepdim=True)).squeeze(1)
-
-
-def is_one_step(attack: Attack) -> bool:
-    """Whether an attack takes a single gradient step: FGSM, or PGD of one step."""
-    from prunerob.attacks.fgsm import FGSM  # which stands on this module
-
-    return isinstance(attack, FGSM) or (isinstance(attack, PGD) and attack.steps == 1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prunerob.attacks.attack import Attack
 from prunerob.attacks.fgsm import FGSM
+from prunerob.attacks.pgd import PGD
 
 
 def perturb_by_each(
@@ -39,3 +40,8 @@ def perturb_by_each(
         if attack.label not in edges:
             edges[attack.label] = largest[attack.label](network, x, y, key=key)
         yield edges[attack.label].clamp(x - attack.eps, x + attack.eps)
+
+
+def is_one_step(attack: Attack) -> bool:
+    """Whether an attack takes a single gradient step: FGSM, or PGD of one step."""
+    return isinstance(attack, FGSM) or (isinstance(attack, PGD) and attack.steps == 1)

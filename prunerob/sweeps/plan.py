@@ -203,8 +203,6 @@ class Sweep:
         phases = ["--trainer.max_epochs", str(max_epochs)]
         phases += ["--pruning.epoch", "null" if prune_epoch is None else str(prune_epoch)]
         folder = self.folder / f"seed{seed}"
-        goes_on = after is not None and not (branch and branch.scratch)
-        start = ["--ckpt_path", str(after.run.checkpoint())] if after and goes_on else []
         logger = "--trainer.logger.init_args"
         place = [f"{logger}.save_dir", str(self.folder), f"{logger}.name", folder.name]
         place += [f"{logger}.version", name]
@@ -212,7 +210,7 @@ class Sweep:
             run=Run(folder / name),
             seed=seed,
             after=after,
-            fit=[*common, *settings, *phases, *place, *start],
+            fit=[*common, *settings, *phases, *place],
             test=[*common, *settings, *phases, "--ckpt_path", str(folder / name)],
             plain=self.plain,
             max_epochs=max_epochs,
@@ -258,14 +256,14 @@ class Job:
         return self.run.folder.parent.parent
 
     @property
-    def goes_on(self) -> bool:
-        """Whether it begins where a dense network stands, not from fresh weights."""
-        return self.after is not None and self.after.after is None
+    def dense(self) -> Job | None:
+        """The dense network that it goes on from; None if it begins with fresh weights."""
+        return self.after if self.after and self.after.branch is None else None
 
     @property
     def epochs(self) -> int:
         """How many it trains for itself."""
-        return self.max_epochs - (self.after.max_epochs if self.after and self.goes_on else 0)
+        return self.max_epochs - (self.dense.max_epochs if self.dense else 0)
 
     @property
     def log(self) -> Path:
@@ -301,9 +299,12 @@ class Job:
         """What is left to run: `fit`, gone on with where it began, and `test`."""
         commands = []
         if not self.is_trained:
-            begun = self.run.checkpoint().is_file() and self.run.config.is_file()
-            again = ["--ckpt_path", str(self.run.folder)]
-            commands.append(["fit", *(again if begun else self.fit)])
+            command = ["fit", *self.fit]
+            if self.dense:
+                command += ["--ckpt_path", str(self.dense.run.checkpoint())]
+            if self.run.checkpoint().is_file() and self.run.config.is_file():
+                command = ["fit", "--ckpt_path", str(self.run.folder)]
+            commands.append(command)
         if not self.is_tested:
             commands.append(["test", *self.test])
         return commands
@@ -345,7 +346,7 @@ class Job:
                 pruning["criterion"] = CRITERIA.get(self.branch.criterion, self.branch.criterion)
                 pruning["reading"] = self.branch.reading or pruning["reading"]
         for name, old, new in differences(record, expected):
-            free = not self.goes_on and name.startswith("model.fine_tuning")
+            free = not self.dense and name.startswith("model.fine_tuning")
             if not free and not name.startswith((*NOT_TRAINING, "pruning.masks_from")):
                 raise UserError(
                     f"{self.run.folder} was made with {name} {old}, but this sweep has {new}; "

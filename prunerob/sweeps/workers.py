@@ -40,7 +40,7 @@ class _Running:
 
 
 @dataclass
-class Progress:
+class SweepProgress:
     """What is done, what runs and what is left, with a guess when it ends.
 
     Args:
@@ -154,7 +154,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def _run_jobs(jobs: Sequence[Job], at_once: int, threads: int) -> dict[Job, str]:
     console = Console()
-    progress = Progress(jobs, at_once)
+    progress = SweepProgress(jobs, at_once)
     for job in jobs:
         if job.is_trained:
             progress.learn(job)
@@ -191,7 +191,7 @@ def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _start(progress: Progress, context: Any, threads: int, console: Console) -> None:
+def _start(progress: SweepProgress, context: Any, threads: int, console: Console) -> None:
     """Begin as many runs as there is room for and whose base is there."""
     for job in progress.waiting():
         if job.after in progress.failed and not job.after.is_trained:
@@ -212,7 +212,7 @@ def _start(progress: Progress, context: Any, threads: int, console: Console) -> 
             _say(console, f"{job.name}: begun")
 
 
-def _collect(progress: Progress, console: Console) -> None:
+def _collect(progress: SweepProgress, console: Console) -> None:
     """Take note of the runs that have ended."""
     for running in [r for r in progress.running if not r.process.is_alive()]:
         progress.running.remove(running)
@@ -270,8 +270,9 @@ def epochs_done(job: Job) -> int:
 def trained_seconds(job: Job) -> float:
     """How long the training of a finished run took, without that of a run it went on from."""
     seconds = float(json.loads(job.run.summary.read_text())["seconds"])
-    on_top = job.after is not None and job.goes_on and job.after.is_trained
-    return seconds - trained_seconds(job.after) if on_top and job.after else seconds
+    if job.dense and job.dense.is_trained:
+        seconds -= trained_seconds(job.dense)
+    return seconds
 
 
 def stage(job: Job) -> str:
