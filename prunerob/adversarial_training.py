@@ -24,6 +24,10 @@ class AdversarialTraining:
         eps_distribution: "fixed" takes the attack's own eps; "half_normal" draws one for each
             image from a Gaussian truncated to [0, eps] with standard deviation eps/2, as the
             paper's FGSM training does (Kurakin et al., arXiv:1611.01236).
+        batch_norm: how clean and adversarial examples meet BatchNorm: "joint" normalises both by
+            the statistics of one batch that holds both, as in the paper's "feed both clean and
+            perturbed data"; "separate" each half by its own, one after the other. Networks without
+            BatchNorm do not see the difference.
         ramp_epochs: epochs over which eps (and with it the step) grows linearly from 0, from the
             start of the run; 0 for none.
     """
@@ -31,6 +35,7 @@ class AdversarialTraining:
     attack: Attack = field(default_factory=NoAttack)
     weight: float = 0.5
     eps_distribution: Literal["fixed", "half_normal"] = "fixed"
+    batch_norm: Literal["joint", "separate"] = "joint"
     ramp_epochs: float = 0.0
 
     def __post_init__(self) -> None:

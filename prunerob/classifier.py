@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, cast
@@ -27,6 +28,7 @@ from prunerob.attacks.suite import is_one_step, perturb_by_each
 from prunerob.data.images import Batch
 from prunerob.errors import UserError
 from prunerob.networks.narrow import NarrowCopy, Narrowing, find_narrowing
+from prunerob.networks.normalize import has_batch_norm
 from prunerob.pixels import Pixels
 from prunerob.review import overfits_to_one_step
 from prunerob.robustness import WORST_CASE, Robustness, RobustnessRecorder, Scrutiny
@@ -223,11 +225,14 @@ class Classifier(LightningModule):
         if adversarial_weight < 1:
             parts.append((1 - adversarial_weight, "clean", x))
 
-        # A forward for each half, not one for both: 1.1 times faster on CPUs, where the smaller
-        # activations stay in the cache.
+        if training.batch_norm == "joint" and has_batch_norm(self.network):
+            answers = self(torch.cat([images for _, _, images in parts])).split(len(y))
+        else:
+            # A forward for each half, not one for both: 1.1 times faster on CPUs, where the smaller
+            # activations stay in the cache.
+            answers = [self(images) for _, _, images in parts]
         loss = torch.zeros((), device=x.device)
-        for weight, name, images in parts:
-            logits = self(images)
+        for (weight, name, _), logits in zip(parts, answers, strict=True):
             loss = loss + weight * F.cross_entropy(logits, y)
             self._log_training(f"{name}_accuracy", (logits.argmax(1) == y).float().mean(), len(y))
         self._log_training("loss", loss.detach(), len(y))
@@ -416,14 +421,22 @@ class Classifier(LightningModule):
         """
         x, y, index = batch
         network = self.attacked(x)
-        correct = {"clean": network(x).argmax(1) == y}
         n = min(len(y), attacked)
-        if n > 0:
-            key = image_keys(index[:n], seed=self.seed, purpose="validation")
-            for name, attack in self._validation_attacks().items():
-                x_adv = attack(network, x[:n], y[:n], key=key)
-                correct[name] = network(x_adv).argmax(1) == y[:n]
+        with self._in_float32():
+            correct = {"clean": network(x).argmax(1) == y}
+            if n > 0:
+                key = image_keys(index[:n], seed=self.seed, purpose="validation")
+                for name, attack in self._validation_attacks().items():
+                    x_adv = attack(network, x[:n], y[:n], key=key)
+                    correct[name] = network(x_adv).argmax(1) == y[:n]
         return correct
+
+    def _in_float32(self) -> AbstractContextManager[object]:
+        """Out of mixed precision, which would round a pixel by up to half of 1/255.
+
+        What is counted is the network as it will be used, not as it was trained.
+        """
+        return torch.autocast(self.device.type, enabled=False)
 
     def _validation_attacks(self) -> dict[str, Attack]:
         attacks: dict[str, Attack] = {}
@@ -474,8 +487,9 @@ class Classifier(LightningModule):
         for name, attack in self._suite.items():
             self.on_attack(name)
             start = perf_counter()
-            x_adv = next(examples)
-            logits = network(x_adv)
+            with self._in_float32():
+                x_adv = next(examples)
+                logits = network(x_adv)
             seen = logits.argmax(1)
             predictions[name] = seen.masked_fill(attack.leaves_out(index), -1)
             self._recorder.add(
@@ -548,7 +562,8 @@ class Classifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Positions of the images, int64, (B,), and their probabilities, float32, (B, classes)."""
-        return batch.indices, self(batch.x).float().softmax(1)
+        with self._in_float32():
+            return batch.indices, self(batch.x).float().softmax(1)
 
 
 class _On:

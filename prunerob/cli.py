@@ -38,7 +38,7 @@ commands:
   sweep     many prunings of one configuration: prunerob sweep --config configs/mnist_pgd.yaml
             --criterion weight,filter --amount 0,0.5,0.9 --seed 0,1,2
   report    tables, figures and a page about finished runs: prunerob report RUNS
-  reproduce the paper's tables beside ours: prunerob reproduce table1
+  reproduce the paper's tables and figures beside ours: prunerob reproduce table1
 
 options:
   -h, --help     show this and exit; `prunerob fit --help` lists every setting of a command

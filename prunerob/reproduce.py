@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from io import StringIO
 from pathlib import Path
 from statistics import mean
@@ -22,6 +24,7 @@ Run the sweep behind a table or figure of the paper, and print its numbers besid
     prunerob reproduce table1
     prunerob reproduce table2 --seed 0,1,2 --jobs 2
     prunerob reproduce figure1
+    prunerob reproduce table3 --recipe '*fast' --data prunerob.data.ImageFolder --data.folder FOLDER
 
 Interrupted, it goes on when the same command is given again; tables and figures share their runs.
 Further options are settings of the configurations, as in `prunerob fit`.
@@ -46,6 +49,12 @@ def run(args: Sequence[str]) -> None:
     parser = Arguments("reproduce", DESCRIPTION)
     parser.usage = f"prunerob reproduce {'|'.join(TABLES)} [options]"
     parser.add_argument("--seed", type=integers, default=[0], help="seeds (default 0)")
+    parser.add_argument(
+        "--recipe",
+        action="append",
+        help="only the ways of training of this name, which may hold *; may be given several times "
+        "(default all of the table)",
+    )
     parser.add_argument(
         "--scratch", action="store_true", help="also train the pruned networks from scratch"
     )
@@ -74,7 +83,7 @@ def run(args: Sequence[str]) -> None:
         raise UserError(f"{what or 'nothing'} to reproduce; there are {', '.join(TABLES)}")
     if said.report_only and settings:
         raise UserError(f"{settings[0]} is a setting of runs, and --report-only runs nothing")
-    paper, folder = TABLES[what], Path(said.folder)
+    paper, folder = _only(TABLES[what], said.recipe), Path(said.folder)
 
     failed = False
     if not said.report_only:
@@ -97,17 +106,34 @@ def run(args: Sequence[str]) -> None:
             }
             sweeps.append(make_sweep(options))
         failed = bool(run_sweeps(sweeps, jobs=said.jobs, threads=said.threads))
-    report(what, folder, tolerance=said.tolerance)
+    report(what, paper, folder, tolerance=said.tolerance)
     if failed:
         raise SystemExit(1)
 
 
-def report(what: str, folder: Path, *, tolerance: float) -> None:
+def _only(paper: PaperTable, patterns: Sequence[str] | None) -> PaperTable:
+    """A table with those of its recipes that are asked for.
+
+    Raises:
+        UserError: a pattern fits none.
+    """
+    for pattern in patterns or ():
+        if not any(fnmatchcase(recipe.name, pattern) for recipe in paper.recipes):
+            known = "; ".join(recipe.name for recipe in paper.recipes)
+            raise UserError(f"--recipe: {pattern!r} is none of: {known}")
+    wanted = [
+        recipe
+        for recipe in paper.recipes
+        if patterns is None or any(fnmatchcase(recipe.name, pattern) for pattern in patterns)
+    ]
+    return replace(paper, recipes=wanted)
+
+
+def report(what: str, paper: PaperTable, folder: Path, *, tolerance: float) -> None:
     """Report on the finished runs of a table or figure, beside the paper's numbers."""
     from prunerob.reports.command import show, write
     from prunerob.reports.results import read_results
 
-    paper = TABLES[what]
     names = {str(folder / recipe.folder): recipe.name for recipe in paper.recipes}
     places = [place for place in names if Path(place).is_dir()]
     if not places:
@@ -133,7 +159,7 @@ def _of(paper: PaperTable, results: Results) -> Results:
         for recipe in paper.recipes
         for criterion, amounts in paper.amounts_of(recipe.training).items()
         for amount in amounts
-        for method in (criterion, f"filter ({criterion.partition(':')[2] or 'weights'})")
+        for method in (criterion, f"filter ({_told(criterion)})")
     }
     kept = [
         result
@@ -142,6 +168,11 @@ def _of(paper: PaperTable, results: Results) -> Results:
         or (result.point.recipe, result.point.method, result.point.amount) in wanted
     ]
     return Results(kept, results.left_out)
+
+
+def _told(criterion: str) -> str:
+    """What reports say in parentheses about a criterion of a sweep."""
+    return (criterion.partition(":")[2] or "weights").replace(":", ", ")
 
 
 def _method(point: Point) -> str:

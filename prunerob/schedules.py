@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -98,6 +99,31 @@ class Cosine(Schedule):
             optimizer,
             lambda step: self.end + (1 - self.end) * (1 + math.cos(math.pi * step / steps)) / 2,
         )
+        return {"scheduler": scheduler, "interval": "step"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepwise(Schedule):
+    """A learning rate that drops at given points of the phase.
+
+    Args:
+        at: the points, as shares of the phase, rising, in (0, 1).
+        rates: the rate from each of them on, as a share of the optimizer's.
+    """
+
+    at: tuple[float, ...] = (0.3, 0.6, 0.8)
+    rates: tuple[float, ...] = (0.2, 0.04, 0.008)
+
+    def __post_init__(self) -> None:
+        if list(self.at) != sorted(set(self.at)) or not all(0 < share < 1 for share in self.at):
+            raise ValueError(f"at of Stepwise: {self.at} do not rise within (0, 1)")
+        if len(self.at) != len(self.rates) or not all(rate > 0 for rate in self.rates):
+            raise ValueError(f"rates of Stepwise: {self.rates} are not one above 0 for each point")
+
+    def __call__(self, optimizer: Optimizer, steps: int) -> LRSchedulerConfigType | None:
+        """Build the scheduler; see `Schedule.__call__`."""
+        shares = (1.0, *self.rates)
+        scheduler = LambdaLR(optimizer, lambda step: shares[bisect_right(self.at, step / steps)])
         return {"scheduler": scheduler, "interval": "step"}
 
 

@@ -1,11 +1,13 @@
 """Data modules: images in memory, served in batches of tensors."""
 
 from prunerob.data.augmentation import Augmentation, CropAndFlip, NoAugmentation
+from prunerob.data.cifar10 import CIFAR10
 from prunerob.data.image_folder import ImageFolder
 from prunerob.data.images import ImageDataModule
 from prunerob.data.mnist import MNIST
 
 __all__ = [
+    "CIFAR10",
     "MNIST",
     "Augmentation",
     "CropAndFlip",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from prunerob.data.augmentation import Augmentation, NoAugmentation
 from prunerob.data.images import (
@@ -23,12 +24,14 @@ from prunerob.errors import UserError
 class ImageFolder(ImageDataModule):
     """Images of your own: `train/CLASS/*.png|jpg` and `test/CLASS/*.png|jpg` below a folder.
 
-    All images are read into memory, once, and must be of one size. The classes are numbered in
-    the order of their folders' names. For the other arguments see `ImageDataModule`.
+    All images are read into memory, once, and must be of one size, or are made so. The classes are
+    numbered in the order of their folders' names. For the other arguments see `ImageDataModule`.
 
     Args:
         folder: the folder that holds `train` and `test`.
         grey: read the images as grey (1 channel), not as colour (3).
+        size: make every image a square of so many pixels a side: shrunk or enlarged to it by its
+            shorter side, then cut in the middle; null takes them as they are, all of one size.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class ImageFolder(ImageDataModule):
         *,
         folder: str,
         grey: bool = False,
+        size: int | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 250,
         validation_size: int = 5000,
@@ -55,8 +59,11 @@ class ImageFolder(ImageDataModule):
             augmentation=augmentation,
             seed=seed,
         )
+        if size is not None and size < 1:
+            raise UserError(f"data.size: {size} is below 1")
         self.folder = folder
         self.grey = grey
+        self.size = size
 
     def load(self) -> tuple[Images, Images]:
         """Read all images, several at a time.
@@ -71,8 +78,28 @@ class ImageFolder(ImageDataModule):
             )
         labels = {name: label for label, name in enumerate(train)}
         first = next(iter(train.values()))[0]
-        shape = read_image(first, (1 if self.grey else 3,)).shape
-        return _read(train, labels, shape), _read(test, labels, shape)
+        shape = self.read(first, (1 if self.grey else 3,)).shape
+        return self._read_all(train, labels, shape), self._read_all(test, labels, shape)
+
+    def read(self, file: Path, shape: tuple[int, ...]) -> Tensor:
+        """Read one image, in the size that was asked for; see `read_image`."""
+        if self.size is None:
+            return read_image(file, shape)
+        pixels = resize(read_image(file, shape[:1]), [self.size], antialias=True)
+        square: Tensor = center_crop(pixels, [self.size])
+        return square
+
+    def _read_all(
+        self, classes: dict[str, list[Path]], labels: dict[str, int], shape: tuple[int, ...]
+    ) -> Images:
+        files = [(file, labels[name]) for name, found in classes.items() for file in found]
+
+        def read(file: Path) -> Tensor:
+            return self.read(file, shape)
+
+        with ThreadPoolExecutor() as pool:
+            pixels = torch.stack(list(pool.map(read, [file for file, _ in files])))
+        return Images(pixels, torch.tensor([label for _, label in files]))
 
     def attacker_dataloader(self) -> Batches:
         """Test images in a fixed, mixed order: their own is class by class."""
@@ -90,14 +117,3 @@ def _find_classes(folder: Path) -> dict[str, list[Path]]:
     if not classes:
         raise UserError(f"data.folder: {folder} holds no folders, one for each class")
     return {path.name: find_images(path, "data.folder") for path in classes}
-
-
-def _read(classes: dict[str, list[Path]], labels: dict[str, int], shape: tuple[int, ...]) -> Images:
-    files = [(file, labels[name]) for name, found in classes.items() for file in found]
-
-    def read(file: Path) -> Tensor:
-        return read_image(file, shape)
-
-    with ThreadPoolExecutor() as pool:
-        pixels = torch.stack(list(pool.map(read, [file for file, _ in files])))
-    return Images(pixels, torch.tensor([label for _, label in files]))

@@ -236,10 +236,14 @@ class ImageDataModule(LightningDataModule):
             return self.test_dataloader()
         shape = self._images()[1].pixels.shape[1:]
         files = find_images(Path(self.predict_folder), "data.predict_folder")
-        pixels = torch.stack([read_image(file, shape) for file in files])
+        pixels = torch.stack([self.read(file, shape) for file in files])
         self.predict_names = [str(file) for file in files]
         images = Images(pixels, torch.full((len(files),), -1))
         return Batches(images, torch.arange(len(files)), size=self.eval_batch_size)
+
+    def read(self, file: Path, shape: tuple[int, ...]) -> Tensor:
+        """Read one image as the data set's own are; see `read_image`."""
+        return read_image(file, shape)
 
     def _images(self) -> tuple[Images, Images]:
         if self._loaded is None:

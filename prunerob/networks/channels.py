@@ -8,6 +8,24 @@ from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stream:
+    """A residual stream: channels that several convolutions add to, one on top of the other.
+
+    A channel of it can be taken out where all that write to it are silent.
+
+    Args:
+        name: for people.
+        readers: names of the convolutions and linear layers that read these channels and nothing
+            else.
+        norms: names of the normalisations (BatchNorm) that serve the sum's channels alone.
+    """
+
+    name: str
+    readers: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Channels:
     """Where the output channels of one convolution go.
 
@@ -15,10 +33,12 @@ class Channels:
         readers: names of the convolutions and linear layers that read these channels and nothing
             else. A linear layer behind a flatten reads each channel's pixels side by side.
         norms: names of the normalisations (BatchNorm) that serve these channels alone.
+        stream: the residual stream that they are added to, if any; who reads it is said there.
     """
 
     readers: tuple[str, ...] = ()
     norms: tuple[str, ...] = ()
+    stream: Stream | None = None
 
 
 @runtime_checkable
@@ -31,5 +51,17 @@ class ChannelMap(Protocol):
     """
 
     def channels(self) -> Mapping[str, Channels]:
-        """Module name of each convolution whose filters may go, and where its channels lead."""
+        """Module name of each convolution whose filters may go, and where its channels lead.
+
+        All that write to a residual stream must be in it, or none.
+        """
         ...
+
+
+def writers(channels: Mapping[str, Channels]) -> dict[Stream, list[str]]:
+    """The residual streams of a network, and the convolutions that write to each."""
+    found: dict[Stream, list[str]] = {}
+    for name, leads in channels.items():
+        if leads.stream is not None:
+            found.setdefault(leads.stream, []).append(name)
+    return found

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunerob.networks.channels import ChannelMap
+from prunerob.networks.channels import ChannelMap, Channels, writers
 
 Positions = tuple[Tensor | None, Tensor | None]
 """Kept positions along a tensor's first and second dimension, int64; None keeps all."""
@@ -225,35 +225,74 @@ def find_narrowing(network: nn.Module, alive: Mapping[str, Tensor] | None = None
     if alive is None:
         alive = {name: parameter != 0 for name, parameter in network.named_parameters()}
     channels = network.channels()
+    groups = _groups(channels)
     read: dict[str, Tensor] = {}
-    # From the last layer back: what only unread channels read is unread, too.
-    for name in reversed(list(channels)):
-        layer = network.get_submodule(name)
-        count = len(layer.get_parameter("weight"))
-        marks = [_read_by(network, reader, count, alive, read) for reader in channels[name].readers]
-        if not marks or getattr(layer, "groups", 1) != 1:
-            marks = [torch.ones(count, dtype=torch.bool)]
-        read[name] = torch.stack(marks).any(0)
-        read[name][0] |= ~read[name].any()
+    changed = True
+    # What only unread channels read is unread, too. One pass from the last layer back finds all of
+    # it but where a residual stream is read by what writes to it.
+    while changed:
+        before = {name: int(marks.sum()) for name, marks in read.items()}
+        for group in reversed(groups):
+            marks = _read_of(network, group, alive, read)
+            read |= dict.fromkeys(group.writers, marks)
+        changed = before != {name: int(marks.sum()) for name, marks in read.items()}
 
     kept: dict[str, Positions] = {}
-    for name, stays in read.items():
+    for group in groups:
+        stays = read[group.writers[0]]
         if stays.all():
             continue
         rows = stays.nonzero().squeeze(1)
-        for owner in (name, *channels[name].norms):
+        for owner in (*group.writers, *group.norms):
             module = network.get_submodule(owner)
             for part, tensor in [*module.named_parameters(), *module.named_buffers()]:
                 if tensor.dim() > 0:
                     full = f"{owner}.{part}"
                     kept[full] = (rows, kept.get(full, (None, None))[1])
-        for reader in channels[name].readers:
+        for reader in group.readers:
             full = f"{reader}.weight"
             # A linear layer behind a flatten reads a channel's pixels side by side.
             pixels = network.get_parameter(full).shape[1] // len(stays)
             columns = stays.repeat_interleave(pixels).nonzero().squeeze(1)
             kept[full] = (kept.get(full, (None, None))[0], columns)
     return Narrowing(kept)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Convolutions whose output channels are the same channels, and who has to do with them."""
+
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    norms: tuple[str, ...]
+
+
+def _groups(channels: Mapping[str, Channels]) -> list[_Group]:
+    """One group for each residual stream, and one for each other convolution; first ones first."""
+    streams = writers(channels)
+    groups = []
+    for name, leads in channels.items():
+        if leads.stream is None:
+            groups.append(_Group((name,), leads.readers, leads.norms))
+        elif name == streams[leads.stream][0]:
+            names = tuple(streams[leads.stream])
+            own = [norm for writer in names for norm in channels[writer].norms]
+            groups.append(_Group(names, leads.stream.readers, (*leads.stream.norms, *own)))
+    return groups
+
+
+def _read_of(
+    network: nn.Module, group: _Group, alive: Mapping[str, Tensor], read: Mapping[str, Tensor]
+) -> Tensor:
+    """Which of a group's channels are read, one at least; bool, (channels,)."""
+    layers = [network.get_submodule(name) for name in group.writers]
+    count = len(layers[0].get_parameter("weight"))
+    marks = [_read_by(network, reader, count, alive, read) for reader in group.readers]
+    if not marks or any(getattr(layer, "groups", 1) != 1 for layer in layers):
+        return torch.ones(count, dtype=torch.bool)
+    found = torch.stack(marks).any(0)
+    found[0] |= ~found.any()
+    return found
 
 
 def _read_by(

@@ -10,36 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from prunerob.networks.channels import Channels
+from prunerob.networks.channels import Channels, Stream
+from prunerob.networks.normalize import CIFAR10_MEAN, CIFAR10_STD, Normalize
 from prunerob.networks.rewrite import AsItIs
-
-
-class Normalize(nn.Module):
-    """Subtracts each colour's mean and divides by its standard deviation.
-
-    Args:
-        mean: of each colour, in pixel units of [0, 1].
-        std: standard deviation of each colour, in the same units.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        # Settings, not weights: they stand in the configuration, not in the checkpoint.
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise images, float, (B, C, H, W).
-
-        Raises:
-            ValueError: the images have another number of channels.
-        """
-        if x.shape[1] != len(self.mean):
-            raise ValueError(f"images have {x.shape[1]} channels, mean and std {len(self.mean)}")
-        return (x - self.mean) / self.std
 
 
 class WideBlock(nn.Module):
@@ -91,8 +64,8 @@ class WideResNet(nn.Module):
         depth: int = 28,
         widen_factor: int = 4,
         classes: int = 10,
-        mean: Sequence[float] = (0.4914, 0.4822, 0.4465),
-        std: Sequence[float] = (0.2470, 0.2435, 0.2616),
+        mean: Sequence[float] = CIFAR10_MEAN,
+        std: Sequence[float] = CIFAR10_STD,
     ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
@@ -100,10 +73,6 @@ class WideResNet(nn.Module):
         if widen_factor < 1 or classes < 2:
             raise ValueError(
                 f"WideResNet: needs a widen_factor, not {widen_factor}, and classes, not {classes}"
-            )
-        if len(mean) != len(std) or not mean or min(std) <= 0:
-            raise ValueError(
-                f"WideResNet: mean {tuple(mean)} and std {tuple(std)} do not belong together"
             )
         widths = [16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         self.normalize = Normalize(mean, std)
@@ -124,6 +93,14 @@ class WideResNet(nn.Module):
         others = [WideBlock(filters, filters, 1) for _ in range((depth - 4) // 6 - 1)]
         return nn.Sequential(first, *others)
 
+    def blocks(self) -> Mapping[str, WideBlock]:
+        """All residual blocks, in order, by name."""
+        return {
+            f"{stage}.{name}": cast(WideBlock, block)
+            for stage in ("stage1", "stage2", "stage3")
+            for name, block in self.get_submodule(stage).named_children()
+        }
+
     def forward(self, x: Tensor) -> Tensor:
         """Classify images.
 
@@ -143,7 +120,6 @@ class WideResNet(nn.Module):
 
     def rewrite(self, shape: torch.Size) -> FoldedWideResNet | None:
         """The same function with fewer normalisations; see `prunerob.networks.rewrite`."""
-        blocks = [block for stage in (self.stage1, self.stage2, self.stage3) for block in stage]
         as_built = all(
             type(block) is WideBlock
             and type(block.conv1) is nn.Conv2d
@@ -152,21 +128,39 @@ class WideResNet(nn.Module):
             and block.conv1.groups == 1
             and type(block.bn2) is nn.BatchNorm2d
             and block.bn2.running_mean is not None
-            for block in blocks
+            for block in self.blocks().values()
         )
         return FoldedWideResNet(self) if as_built else None
 
     def channels(self) -> Mapping[str, Channels]:
-        """Where the output of each block's first convolution goes: what can be taken out exactly.
+        """Where the output of each convolution goes; see `prunerob.networks.channels`.
 
-        The stem, the second convolutions and the shortcuts write to the residual stream, which all
-        later blocks of a stage read.
+        The first convolution of a block is read by the second one alone. The stem, the second
+        convolutions and the shortcuts write to residual streams: one a stage, and the stem's own
+        where the first block has a shortcut.
         """
-        return {
-            f"{name}.conv1": Channels(readers=(f"{name}.conv2",), norms=(f"{name}.bn2",))
-            for name, module in self.named_modules()
-            if isinstance(module, WideBlock)
-        }
+        channels: dict[str, Channels] = {}
+        writers, readers, norms = ["stem"], list[str](), list[str]()
+        for name, block in self.blocks().items():
+            readers.append(f"{name}.conv1")
+            norms.append(f"{name}.bn1")
+            channels[f"{name}.conv1"] = Channels(readers=(f"{name}.conv2",), norms=(f"{name}.bn2",))
+            if block.shortcut is not None:
+                # It reads the old stream and begins a new one.
+                readers.append(f"{name}.shortcut")
+                channels |= _stream(f"before {name}", writers, readers, norms)
+                writers, readers, norms = [f"{name}.shortcut"], [], []
+            writers.append(f"{name}.conv2")
+        channels |= _stream("last", writers, [*readers, "linear"], [*norms, "bn"])
+        order = [name for name, _ in self.named_modules() if name in channels]
+        return {name: channels[name] for name in order}
+
+
+def _stream(
+    name: str, writers: Sequence[str], readers: Sequence[str], norms: Sequence[str]
+) -> dict[str, Channels]:
+    stream = Stream(name=name, readers=tuple(readers), norms=tuple(norms))
+    return {writer: Channels(stream=stream) for writer in writers}
 
 
 class FoldedBlock(nn.Module):
@@ -216,9 +210,7 @@ class FoldedWideResNet(AsItIs):
     def __init__(self, network: WideResNet) -> None:
         super().__init__(network)
         self.network: WideResNet
-        stages = (network.stage1, network.stage2, network.stage3)
-        blocks = [cast(WideBlock, block) for stage in stages for block in stage]
-        self.blocks = nn.Sequential(*map(FoldedBlock, blocks))
+        self.blocks = nn.Sequential(*map(FoldedBlock, network.blocks().values()))
 
     def forward(self, packed: Tensor) -> Tensor:
         """Classify images, laid out channels-last."""

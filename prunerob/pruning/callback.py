@@ -21,20 +21,23 @@ from prunerob.pruning.criteria import Criterion, Scores, weight_magnitude
 from prunerob.pruning.masks import (
     Masks,
     Reading,
+    Residual,
     Shares,
     apply_masks,
     count_layers,
     count_shares,
     emptied_layers,
     make_masks,
+    ranked,
     scores_filters,
+    silence_filters,
     without,
 )
 from prunerob.robustness import wilson_interval
 from prunerob.runs import find_weights, read_checkpoint, run_folder, write_whole
 from prunerob.tensorboard import log_shares, log_weight_histograms
 
-LATER_SETTINGS = {"keep_multiple_of": 1, "masks_from": None}
+LATER_SETTINGS = {"keep_multiple_of": 1, "masks_from": None, "residual": "keep"}
 """Settings that checkpoints of earlier versions lack, with what they were pruned with."""
 
 
@@ -53,6 +56,10 @@ class Pruning(Callback):
             `random_weights` and `random_filters`; or a function of your own.
         reading: which share `amount` is, for filters: "filters", "weights" in them, or
             "parameters" gone from the compressed network; see `prunerob.pruning.masks`.
+        residual: what becomes of filters that write to a residual stream, which several layers
+            add to and many read: "keep" does not rank them; "silence" ranks each by itself, and a
+            pruned one adds nothing to a channel that stays; "remove" ranks the stream's channels,
+            and takes each with all filters that write to it.
         exclude: names of layers to leave out.
         keep_per_layer: share of each layer's weights or filters that stays whatever their score,
             in [0, 1).
@@ -74,6 +81,7 @@ class Pruning(Callback):
         amount: float = 0.9,
         criterion: Criterion = weight_magnitude,
         reading: Reading = "weights",
+        residual: Residual = "keep",
         exclude: Sequence[str] = (),
         keep_per_layer: float = 0.0,
         keep_multiple_of: int = 1,
@@ -92,6 +100,7 @@ class Pruning(Callback):
         self.amount = amount
         self.criterion = criterion
         self.reading = reading
+        self.residual = residual
         self.exclude = list(exclude)
         self.keep_per_layer = keep_per_layer
         self.keep_multiple_of = keep_multiple_of
@@ -117,6 +126,7 @@ class Pruning(Callback):
             "amount": self.amount,
             "criterion": f"{function.__module__}.{getattr(function, '__qualname__', function)}",
             "reading": self.reading,
+            "residual": self.residual,
             "exclude": self.exclude,
             "keep_per_layer": self.keep_per_layer,
             "keep_multiple_of": self.keep_multiple_of,
@@ -166,9 +176,10 @@ class Pruning(Callback):
     def _try_narrow(self, trainer: Trainer, module: Classifier, scores: Scores) -> None:
         """See, before training, that the network and its optimizer can do without channels."""
         wide = copy.deepcopy(module.network)
-        for name, score in scores.items():  # one filter out of each layer
-            if len(score) > 1:
-                apply_masks(wide, make_masks(wide, {name: _first_lowest(score)}, 1e-9))
+        first = {name: torch.arange(len(score)) == 0 for name, score in scores.items()}
+        first = {name: gone & (len(gone) > 1) for name, gone in first.items()}
+        apply_masks(wide.cpu(), silence_filters(wide, first))
+        wide.to(module.device)
         both = NarrowCopy(wide.eval(), find_narrowing(wide))
         datamodule = cast(Any, trainer).datamodule
         if datamodule is not None:
@@ -267,7 +278,7 @@ class Pruning(Callback):
         for name, shape in shapes.items():
             if scores[name].shape not in (shape, shape[:1]):
                 raise UserError(f"pruning.criterion: scores of {name} have another shape than it")
-        scores = without(scores, self.exclude)
+        scores = ranked(module.network, without(scores, self.exclude), self.residual)
         if self.masks_from is not None:
             return self._read_masks(self.masks_from, module, scores), scores
         masks = make_masks(
@@ -275,6 +286,7 @@ class Pruning(Callback):
             scores,
             self.amount,
             reading=self.reading,
+            residual=self.residual,
             keep_per_layer=self.keep_per_layer,
             keep_multiple_of=keep_multiple_of or self.keep_multiple_of,
         )
@@ -296,11 +308,12 @@ class Pruning(Callback):
         for name, mask in masks.items():
             if shapes.get(name) != mask.shape:
                 raise UserError(f"pruning.masks_from: {file} is of another network ({name})")
-        for name in ("amount", "criterion", "reading", "exclude"):
-            if settings[name] != self.settings[name]:
+        for name in ("amount", "criterion", "reading", "residual", "exclude"):
+            theirs = settings.get(name, LATER_SETTINGS.get(name))
+            if theirs != self.settings[name]:
                 raise UserError(
                     f"pruning.{name}: {self.settings[name]}, but {file} in pruning.masks_from was "
-                    f"pruned with {settings[name]}"
+                    f"pruned with {theirs}"
                 )
         if missing := sorted(scores.keys() - masks.keys()):
             raise UserError(f"pruning.masks_from: {file} has no mask of {missing[0]}")
@@ -395,7 +408,7 @@ class Pruning(Callback):
         lines.append(f"{'all':<16}{before:>12,}{after:>10,}{1 - after / before:>9.1%}")
         lines.append(
             f"Share pruned: {self.shares.filters:.2%} of the filters, {self.shares.weights:.2%} of "
-            f"the weights ranked, {self.shares.parameters:.2%} of all parameters"
+            f"the weights, {self.shares.parameters:.2%} of all parameters"
         )
         if self._rounded_up:
             lines.append(
@@ -473,11 +486,6 @@ class Pruning(Callback):
         self.shares = Shares(**state_dict["shares"]) if state_dict["shares"] else None
         self._rounded_up = state_dict.get("rounded_up", 0)
         self.accuracies = state_dict["accuracies"]
-
-
-def _first_lowest(score: torch.Tensor) -> torch.Tensor:
-    """Scores of filters of which the first goes first."""
-    return torch.arange(len(score), device=score.device)
 
 
 def _pruned(masks: Masks) -> int:

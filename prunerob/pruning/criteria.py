@@ -66,6 +66,9 @@ def random_weights(network: nn.Module, seed: int) -> Scores:
 def random_filters(network: nn.Module, seed: int) -> Scores:
     """A random score per filter: the baseline of `filter_l1`.
 
+    No baseline where channels of a residual stream are removed (`pruning.residual`): a mean of
+    several random scores is seldom among the lowest.
+
     Args:
         network: one that says where its channels lead (`ChannelMap`).
         seed: the run's seed; the scores are a function of it.

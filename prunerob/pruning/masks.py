@@ -3,17 +3,27 @@
 Masks map parameter names to boolean tensors, True where the parameter stays. Three readings say
 how much they prune; papers differ in which of them they mean by "75 % of parameters pruned":
 
-- "filters": filters pruned, of all that were ranked;
-- "weights": weights in pruned filters (or single weights pruned), of all that were ranked;
+- "filters": filters pruned, of all filters of convolutions, those that were not ranked included;
+- "weights": weights in pruned filters, of those in all filters; or, where single weights are
+  pruned, of all that were ranked;
 - "parameters": parameters gone from the compressed network, of all it had: the filters' weights
   and biases, their normalisation's parameters and the next layer's weights that read them.
+
+In a residual network some filters write to a residual stream, to which others add. What becomes of
+those has three answers, too:
+
+- "keep": they are not ranked, and stay;
+- "silence": each is ranked by itself; one that is pruned adds nothing, and the stream's channel
+  goes only when the last filter that writes to it does;
+- "remove": the stream's channels are ranked, each by the mean score over the weights of all
+  filters that write to it, and these go together.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -22,10 +32,12 @@ from torch import Tensor, nn
 
 from prunerob.errors import UserError
 from prunerob.networks import ChannelMap, Channels
+from prunerob.networks.channels import writers
 from prunerob.pruning.criteria import Scores
 
 Masks = Mapping[str, Tensor]
 Reading = Literal["filters", "weights", "parameters"]
+Residual = Literal["keep", "silence", "remove"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +71,7 @@ def make_masks(
     amount: float,
     *,
     reading: Reading = "weights",
+    residual: Residual = "keep",
     keep_per_layer: float = 0.0,
     keep_multiple_of: int = 1,
 ) -> Masks:
@@ -72,6 +85,7 @@ def make_masks(
         scores: from a criterion: in each weight's shape, or (filters,) per convolution.
         amount: share to prune, in [0, 1).
         reading: the share that is meant, for filters.
+        residual: what becomes of filters that write to a residual stream.
         keep_per_layer: share of each layer's weights or filters that stays whatever their score.
         keep_multiple_of: round the number of filters that each layer keeps up to a multiple of
             this, after the amount is reached: vector units like 8 or 16. Less is pruned then.
@@ -85,40 +99,122 @@ def make_masks(
     # Ranked on the CPU: not every accelerator sorts stably, or has float64.
     device = next(iter(scores.values())).device
     scores = {name: score.cpu().double() for name, score in scores.items()}
-    protected = {name: _best(score, keep_per_layer) for name, score in scores.items()}
-    ranks = torch.cat([score.flatten() for score in scores.values()])
-    kept = torch.cat([keep.flatten() for keep in protected.values()])
-    order = ranks.argsort(stable=True)
-    order = order[~kept[order]]
+    if scores_filters(scores):
+        masks = _prune_filters(
+            network,
+            ranked(network, scores, residual),
+            amount,
+            reading=reading,
+            together=residual == "remove",
+            keep_per_layer=keep_per_layer,
+            keep_multiple_of=keep_multiple_of,
+        )
+    else:
+        masks = _prune_weights(scores, amount, keep_per_layer=keep_per_layer)
+    return {name: mask.to(device) for name, mask in masks.items()}
 
-    if not scores_filters(scores):
-        count = round(amount * len(ranks))
-        if count > len(order):
-            raise UserError(
-                f"pruning.amount: {amount} of the weights cannot be pruned with "
-                f"keep_per_layer {keep_per_layer}; at most {len(order) / len(ranks):.4f} can"
-            )
-        masks = _split(~_marked(order[:count], len(ranks)), scores)
-        return {name: mask.to(device) for name, mask in masks.items()}
 
-    def after(count: int) -> Masks:
-        return _filter_masks(network, _split(_marked(order[:count], len(ranks)), scores))
+def _prune_weights(scores: Scores, amount: float, *, keep_per_layer: float) -> Masks:
+    order, total = _order(scores, keep_per_layer)
+    count = round(amount * total)
+    if count > len(order):
+        raise UserError(
+            f"pruning.amount: {amount} of the weights cannot be pruned with "
+            f"keep_per_layer {keep_per_layer}; at most {len(order) / total:.4f} can"
+        )
+    return _split(~_marked(order[:count], total), scores)
+
+
+def _prune_filters(
+    network: nn.Module,
+    scores: Scores,
+    amount: float,
+    *,
+    reading: Reading,
+    together: bool,
+    keep_per_layer: float,
+    keep_multiple_of: int,
+) -> Masks:
+    groups = _groups(network, scores) if together else []
+    units = _pooled(network, scores, groups)
+    order, total = _order(units, keep_per_layer)
+
+    def gone(count: int) -> dict[str, Tensor]:
+        return _split(_marked(order[:count], total), units)
+
+    def masks(gone: dict[str, Tensor]) -> Masks:
+        everywhere = {other: gone[first] for first, *others in groups for other in others}
+        return silence_filters(network, gone | everywhere)
 
     def share(count: int) -> float:
-        return float(getattr(count_shares(network, after(count), scores), reading))
+        return float(getattr(count_shares(network, masks(gone(count)), scores), reading))
 
     counts = range(len(order) + 1)
     # The share grows with the number of filters, so the first that reaches it is found by halving.
     # A share of n/N in floating point must not miss an amount that was meant to be the same n/N.
     count = bisect_left(counts, amount - 1e-12, key=share)
     if count == len(counts):
+        left = len(scores) < len(cast(ChannelMap, network).channels())
+        also = "; pruning.residual and pruning.exclude say which are ranked" if left else ""
         raise UserError(
             f"pruning.amount: {amount} of the {reading} cannot be pruned and leave filters in "
-            f"every layer; at most {share(len(order)):.4f} can"
+            f"every layer; at most {share(len(order)):.4f} can{also}"
         )
-    marked = _split(_marked(order[:count], len(ranks)), scores)
-    silent = {n: _round_kept_up(gone, scores[n], keep_multiple_of) for n, gone in marked.items()}
-    return {name: mask.to(device) for name, mask in _filter_masks(network, silent).items()}
+    rounded = {n: _round_kept_up(g, units[n], keep_multiple_of) for n, g in gone(count).items()}
+    return masks(rounded)
+
+
+def ranked(network: nn.Module, scores: Scores, residual: Residual) -> Scores:
+    """The scores of those filters that may go.
+
+    Args:
+        network: the network that was scored; only its structure is read.
+        scores: from a criterion: in each weight's shape, which all may, or (filters,).
+        residual: what becomes of filters that write to a residual stream.
+
+    Raises:
+        UserError: none may.
+    """
+    if not scores_filters(scores) or not isinstance(network, ChannelMap) or residual == "silence":
+        return scores
+    left = dict(scores)
+    for group in writers(network.channels()).values():
+        # Those of a stream go together, or not at all.
+        if residual == "keep" or any(f"{name}.weight" not in scores for name in group):
+            for name in group:
+                left.pop(f"{name}.weight", None)
+    if not left:
+        raise UserError(
+            f"pruning.residual: {residual} leaves no filters to prune, with what is excluded"
+        )
+    return left
+
+
+def _groups(network: nn.Module, scores: Scores) -> list[list[str]]:
+    """The weights that write to each residual stream whose channels are ranked."""
+    groups = writers(cast(ChannelMap, network).channels()).values()
+    named = [[f"{name}.weight" for name in group] for group in groups]
+    return [group for group in named if group[0] in scores]
+
+
+def _pooled(network: nn.Module, scores: Scores, groups: list[list[str]]) -> Scores:
+    """Scores of what goes together: in the place of the first, the mean over all weights."""
+    pooled = dict(scores)
+    for group in groups:
+        sizes = [network.get_parameter(name)[0].numel() for name in group]
+        total = sum(scores[name] * size for name, size in zip(group, sizes, strict=True))
+        for name in group[1:]:
+            del pooled[name]
+        pooled[group[0]] = cast(Tensor, total) / sum(sizes)
+    return pooled
+
+
+def _order(scores: Scores, keep_per_layer: float) -> tuple[Tensor, int]:
+    """Positions of what may go, over all layers, what goes first first; and the number of all."""
+    ranks = torch.cat([score.flatten() for score in scores.values()])
+    kept = torch.cat([_best(score, keep_per_layer).flatten() for score in scores.values()])
+    order = ranks.argsort(stable=True)
+    return order[~kept[order]], len(ranks)
 
 
 def scores_filters(scores: Scores) -> bool:
@@ -134,20 +230,29 @@ def count_shares(network: nn.Module, masks: Masks, scores: Scores) -> Shares:
         masks: its masks.
         scores: what was ranked; only names and shapes are read.
     """
-    ranked = {name: masks[name] for name in scores}
-    convolutions = [mask.flatten(1) for mask in ranked.values() if mask.dim() > 2]
+    # A convolution may be unmasked: where nothing of it was ranked, or read by what was.
+    convolutions = [
+        masks.get(f"{name}.weight", torch.ones_like(weight, dtype=torch.bool)).flatten(1)
+        for name, weight in _convolutions(network)
+    ]
     gone = [~mask.any(1) for mask in convolutions]
     if scores_filters(scores):
         # A weight that stays in its filter but reads a silent channel does not count here.
         weights = [g[:, None].expand_as(m) for g, m in zip(gone, convolutions, strict=True)]
     else:
-        weights = [~mask for mask in ranked.values()]
+        weights = [~masks[name] for name in scores]
     masked = sum(int((~mask).sum()) for mask in masks.values())
     return Shares(
         filters=_share(gone),
         weights=_share(weights),
         parameters=masked / sum(p.numel() for p in network.parameters()),
     )
+
+
+def _convolutions(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            yield name, module.weight
 
 
 def count_layers(network: nn.Module, masks: Masks) -> list[Layer]:
@@ -256,33 +361,46 @@ def _share(marks: list[Tensor]) -> float:
     return sum(int(mark.sum()) for mark in marks) / total if total else 0.0
 
 
-def _filter_masks(network: nn.Module, silent: Mapping[str, Tensor]) -> Masks:
+def silence_filters(network: nn.Module, gone: Mapping[str, Tensor]) -> Masks:
     """Masks that silence channels and everything that serves or reads them alone.
 
     A filter whose weights are zero still emits its bias, and behind a BatchNorm its beta; the
-    weights that read a silent channel do nothing, but would drift under weight decay.
+    weights that read a silent channel do nothing, but would drift under weight decay. A channel of
+    a residual stream is silent where all that write to it are.
 
     Args:
         network: says where its channels lead.
-        silent: bool, (filters,), by the name of each convolution's weight.
+        gone: bool, (filters,), by the name of each convolution's weight.
+
+    Returns:
+        masks, bool, in each masked parameter's shape, on the device of `gone`.
     """
     masks: dict[str, Tensor] = {}
     channels = cast(ChannelMap, network).channels()
-    # Every ranked layer gets a mask, also one that nothing is taken from.
-    for weight_name, gone in silent.items():
-        name = weight_name.removesuffix(".weight")
-        served = channels.get(name, Channels())
-        for owner in (name, *served.norms):
+
+    def take(owners: Sequence[str], readers: Sequence[str], gone: Tensor) -> None:
+        for owner in owners:
             for parameter, value in network.get_submodule(owner).named_parameters(recurse=False):
-                full = masks.setdefault(f"{owner}.{parameter}", _ones(value))
+                full = masks.setdefault(f"{owner}.{parameter}", _ones(value, gone))
                 full[gone] = False
-        for reader in served.readers:
+        for reader in readers:
             value = network.get_submodule(reader).get_parameter("weight")
-            full = masks.setdefault(f"{reader}.weight", _ones(value))
+            full = masks.setdefault(f"{reader}.weight", _ones(value, gone))
             # A linear layer behind a flatten reads a channel's pixels side by side.
             full[:, gone.repeat_interleave(value.shape[1] // len(gone))] = False
+
+    # Every ranked layer gets a mask, also one that nothing is taken from.
+    for weight, silent in gone.items():
+        name = weight.removesuffix(".weight")
+        served = channels.get(name, Channels())
+        take((name, *served.norms), served.readers, silent)
+    for stream, group in writers(channels).items():
+        if all(f"{name}.weight" in gone for name in group):
+            silent = torch.stack([gone[f"{name}.weight"] for name in group]).all(0)
+            take(stream.norms, stream.readers, silent)
     return masks
 
 
-def _ones(value: Tensor) -> Tensor:
-    return torch.ones(value.shape, dtype=torch.bool)
+def _ones(value: Tensor, like: Tensor) -> Tensor:
+    """An empty mask of a parameter."""
+    return torch.ones(value.shape, dtype=torch.bool, device=like.device)

@@ -375,7 +375,12 @@ class Results:
 FREE_OF_A_POINT = (*NOT_TRAINING, "model.validation_attack", "pruning.masks_from", "pruning.narrow")
 """Beginnings of keys in which the seeds of one row may differ."""
 
-FREE_OF_A_CONTROL = (*FREE_OF_A_POINT, "pruning.criterion", "pruning.reading")
+FREE_OF_A_CONTROL = (
+    *FREE_OF_A_POINT,
+    "pruning.criterion",
+    "pruning.reading",
+    "pruning.residual",
+)
 """Empty masks are the same by any criterion."""
 
 FREE = (*FREE_OF_A_POINT, "model.fine_tuning", "pruning", "trainer.max_epochs")
@@ -537,7 +542,8 @@ def _point(recipe: str, pruning: Mapping[str, Any] | None) -> Point:
     function = pruning["criterion"].rsplit(".", 1)[-1]
     method = METHODS.get(function, function)
     if "filter" in function:
-        method += f" ({pruning['reading']})"
+        residual = pruning.get("residual", "keep")
+        method += f" ({pruning['reading']}{'' if residual == 'keep' else f', {residual}'})"
     if not is_scratch:
         method += " before training" if pruning["epoch"] == 0 else ""
         method += " by masks of another run" if masks_from is not None else ""

@@ -52,7 +52,8 @@ def run(args: Sequence[str]) -> None:
         "--criterion",
         type=words,
         help="weight, filter, random_weight, random_filter or import paths; filter:parameters "
-        "names the reading of the amount (default weight)",
+        "names the reading of the amount, filter:weights:silence also pruning.residual (default "
+        "weight)",
     )
     parser.add_argument("--amount", type=numbers, help="shares to prune; 0 is the control")
     parser.add_argument("--seed", type=integers, help="seeds (default 0)")

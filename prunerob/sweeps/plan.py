@@ -5,7 +5,8 @@ each network:
 
 - dense, trained up to the prune epoch and not pruned;
 - control, gone on with from dense as the pruned ones are, but with empty masks;
-- weight-0.94, filter-0.75, filter-parameters-0.75: pruned from dense and fine-tuned;
+- weight-0.94, filter-0.75, filter-parameters-0.75, filter-weights-silence-0.75: pruned from dense
+  and fine-tuned;
 - weight-0.94-scratch: with the masks of weight-0.94, from fresh weights.
 
 There is no other record: a run is finished when its files are there.
@@ -36,6 +37,8 @@ CRITERIA = {
 
 READINGS = ("filters", "weights", "parameters")
 
+RESIDUALS = ("keep", "silence", "remove")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
@@ -45,12 +48,14 @@ class Branch:
         criterion: a short name of `CRITERIA`, or the import path of a function.
         amount: share to prune, in [0, 1); 0 is the control, whatever the criterion.
         reading: which share that is, for filters; None for the configuration's.
+        residual: what becomes of filters that write to a residual stream; None likewise.
         scratch: hold its masks on fresh weights from the first epoch on.
     """
 
     criterion: str
     amount: float
     reading: str | None = None
+    residual: str | None = None
     scratch: bool = False
 
     @property
@@ -59,21 +64,23 @@ class Branch:
         if self.amount == 0:
             return "control"
         criterion = self.criterion.rsplit(".", 1)[-1]
-        parts = (criterion, self.reading, str(self.amount), "scratch" if self.scratch else None)
-        return "-".join(part for part in parts if part)
+        parts = [criterion, self.reading, self.residual, str(self.amount)]
+        return "-".join(part for part in [*parts, "scratch" if self.scratch else None] if part)
 
     def settings(self) -> list[str]:
         """What `fit` is told about it."""
         settings = ["--pruning.amount", str(self.amount)]
         settings += ["--pruning.criterion", CRITERIA.get(self.criterion, self.criterion)]
-        return settings + (["--pruning.reading", self.reading] if self.reading else [])
+        settings += ["--pruning.reading", self.reading] if self.reading else []
+        return settings + (["--pruning.residual", self.residual] if self.residual else [])
 
 
 def make_branches(criteria: Sequence[str], amounts: Sequence[float]) -> list[Branch]:
     """Every criterion with every amount; a single control where an amount is 0.
 
     Args:
-        criteria: names of criteria; `filter:parameters` is one with its reading.
+        criteria: names of criteria; `filter:parameters` is one with its reading, and
+            `filter:weights:silence` also says what becomes of residual streams.
         amounts: shares to prune, in [0, 1).
 
     Raises:
@@ -83,7 +90,8 @@ def make_branches(criteria: Sequence[str], amounts: Sequence[float]) -> list[Bra
     refuse_repeated("criterion", criteria)
     branches: list[Branch] = []
     for text in criteria:
-        criterion, _, reading = text.partition(":")
+        criterion, _, rest = text.partition(":")
+        reading, _, residual = rest.partition(":")
         if criterion not in CRITERIA and "." not in criterion:
             known = ", ".join(CRITERIA)
             raise UserError(
@@ -91,10 +99,19 @@ def make_branches(criteria: Sequence[str], amounts: Sequence[float]) -> list[Bra
             )
         if reading and reading not in READINGS:
             raise UserError(f"criterion: {text}: the readings are {', '.join(READINGS)}")
+        if residual and residual not in RESIDUALS:
+            raise UserError(
+                f"criterion: {text}: residual streams have one of {', '.join(RESIDUALS)}"
+            )
         for amount in amounts:
             if not 0 <= amount < 1:
                 raise UserError(f"amount: {amount} lies outside [0, 1)")
-            branch = Branch(criterion=criterion, amount=amount, reading=reading or None)
+            branch = Branch(
+                criterion=criterion,
+                amount=amount,
+                reading=reading or None,
+                residual=residual or None,
+            )
             add_branch(branch, branches)
     return branches
 
@@ -336,7 +353,7 @@ class Job:
         pruning = expected["pruning"]
         pruning["epoch"] = self.prune_epoch
         if self.branch is None or not self.branch.amount:
-            for name in ("criterion", "reading"):
+            for name in ("criterion", "reading", "residual"):
                 pruning.pop(name)
         if self.branch is None:
             pruning.pop("amount")
@@ -345,6 +362,7 @@ class Job:
             if self.branch.amount:
                 pruning["criterion"] = CRITERIA.get(self.branch.criterion, self.branch.criterion)
                 pruning["reading"] = self.branch.reading or pruning["reading"]
+                pruning["residual"] = self.branch.residual or pruning["residual"]
         for name, old, new in differences(record, expected):
             free = not self.dense and name.startswith("model.fine_tuning")
             if not free and not name.startswith((*NOT_TRAINING, "pruning.masks_from")):
