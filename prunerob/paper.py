@@ -129,12 +129,12 @@ FGSM_TENSORFLOW = Recipe(
 PGD = Recipe(training="PGD", name="PGD", config="mnist_pgd.yaml", folder="mnist_pgd")
 
 CIFAR10_COLUMNS = ("natural", "FGSM 2/255", "FGSM 4/255", "FGSM 8/255", "PGD 8/255")
-"""The paper's headings, 0.1 to 0.3, are those of its MNIST tables. Its text says eps 8 (of 255), which
-is the last column's; 2 and 4 fit the others best."""
+"""The paper's headings, 0.1 to 0.3, are those of its MNIST tables. Its text says eps 8 (of 255),
+which is the last column's; 2 and 4 fit the others best."""
 
 CIFAR10_READINGS = ("parameters", "weights:silence")
-"""The first convolutions of the blocks hold 46 % of all filters' weights: alone, they can lose 50 or
-60 % of the network's parameters, but not of its filters' weights. For that all filters are ranked."""
+"""The first convolutions of the blocks hold 46 % of all filters' weights: alone, they can lose 50
+or 60 % of the network's parameters, but not of its filters' weights; for that all are ranked."""
 
 CIFAR10_FAST = tuple(
     Recipe(

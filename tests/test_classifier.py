@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import copy
+from typing import Any, Literal, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunerob.adversarial_training import AdversarialTraining
 from prunerob.attacks import FGSM, PGD, Attack, NoAttack
 from prunerob.attacks.noise import image_keys
 from prunerob.classifier import Classifier
 from prunerob.data.images import Batch
-from prunerob.networks import MnistCNN
+from prunerob.networks import MnistCNN, WideResNet
 from prunerob.pixels import Pixels
 
 
-def classifier(network: MnistCNN, training: AdversarialTraining) -> Classifier:
+def classifier(network: nn.Module, training: AdversarialTraining) -> Classifier:
     module = Classifier(
         network=network,
         optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1),
@@ -60,6 +61,39 @@ def test_without_an_attack_the_loss_is_the_clean_one(
     loss = module.training_step(Batch(x, y, torch.arange(len(y))), 0)
     torch.testing.assert_close(loss, F.cross_entropy(trained(x), y))
     assert set(module.running) == {"clean_accuracy", "loss"}
+
+
+@pytest.mark.parametrize("batch_norm", ["joint", "separate"])
+def test_clean_and_adversarial_examples_meet_batch_norm_as_said(
+    batch_norm: Literal["joint", "separate"],
+) -> None:
+    torch.manual_seed(0)
+    network = WideResNet(10, 1).train()
+    fresh = copy.deepcopy(network)
+    attack = PGD(eps=Pixels("8/255"), step_size=Pixels("8/255"), steps=2, precision="float32")
+    module = classifier(network, AdversarialTraining(attack=attack, batch_norm=batch_norm))
+    x, y = torch.rand(12, 3, 32, 32), torch.arange(12) % 10
+    loss = module.training_step(Batch(x, y, torch.arange(12)), 0)
+
+    key = image_keys(torch.arange(12), seed=5, purpose="training", epoch=3)
+    x_adv = attack(fresh, x, y, key=key)
+    halves = [torch.cat([x_adv, x])] if batch_norm == "joint" else [x_adv, x]
+    expected = sum(F.cross_entropy(fresh(h), y.repeat(len(h) // 12)) for h in halves) / len(halves)
+    torch.testing.assert_close(loss, expected)
+
+    # The running statistics, by hand, of the first normalisation: momentum 0.1, once for each half.
+    mean, var = torch.zeros(16), torch.ones(16)
+    for half in halves:
+        seen = network.stem(network.normalize(half))
+        mean = 0.9 * mean + 0.1 * seen.mean((0, 2, 3))
+        var = 0.9 * var + 0.1 * seen.var((0, 2, 3))
+    first = network.stage1[0].bn1
+    assert isinstance(first, nn.BatchNorm2d)
+    torch.testing.assert_close(first.running_mean, mean)
+    torch.testing.assert_close(first.running_var, var)
+    assert first.num_batches_tracked == len(halves)
+    for name, value in fresh.state_dict().items():
+        torch.testing.assert_close(network.state_dict()[name], value, msg=name)
 
 
 class Spy(FGSM):

@@ -409,7 +409,8 @@ def test_a_network_that_does_not_fit_the_images_is_refused_before_training(
     wide = ["--model.network", "prunerob.networks.WideResNet", "--model.network.depth", "10"]
     told = refused(capsys, "fit", "--config", TINY, *wide)
     assert "WideResNet does not take images (1, 28, 28): images have 1 channels" in told
-    told = refused(capsys, "fit", "--config", TINY, *wide, *FILTERS, *NARROW)
+    inner = ["--pruning.reading", "parameters"]
+    told = refused(capsys, "fit", "--config", TINY, *wide, *FILTERS, *NARROW, *inner)
     assert "pruning.narrow: a trial of one step failed: images have 1 channels" in told
     bad = ["--model.fine_tuning.optimizer.init_args.lr", "-1"]
     told = refused(capsys, "fit", "--config", TINY, *bad, *FILTERS, *NARROW)
@@ -422,10 +423,44 @@ def test_filter_pruned_wide_resnets_are_attacked_tested_and_validated() -> None:
     network = ["--model.network", "prunerob.networks.WideResNet", "--model.network.depth", "10"]
     network += ["--model.network.widen_factor", "1", "--model.network.mean", "[0.1]"]
     network += ["--model.network.std", "[0.3]", "--data.train_size", "64"]
+    network += ["--pruning.reading", "parameters"]
     main(["fit", "--config", TINY, *network, *FILTERS, "--data.init_args.test_size", "20"])
     for command in ("test", "validate"):
         main([command])
     main(["test", "--model.worst_case_attacks", "{more: {class_path: prunerob.attacks.FGSM}}"])
+
+
+RESNET = [
+    *("--model.network", "prunerob.networks.ResNet18", "--model.network.width", "4"),
+    *("--model.network.mean", "[0.1]", "--model.network.std", "[0.3]"),
+    *("--data.train_size", "128", "--data.init_args.test_size", "20"),
+]
+
+
+@pytest.mark.parametrize("residual", ["silence", "remove"])
+def test_filters_on_residual_streams_go_by_request(
+    residual: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--pruning.residual", residual, "--pruning.amount", "0.6"]
+    main(["fit", "--config", TINY, *RESNET, *FILTERS, *NARROW, *asked])
+    run = Path("lightning_logs/tiny/version_0")
+    report = json.loads((run / "pruning.json").read_text())
+    assert report["residual"] == residual
+    kept = {layer["name"]: layer["channels_after"] for layer in report["layers"]}
+    groups = [
+        ["stem", "stage1.0.conv2", "stage1.1.conv2"],
+        *([f"stage{n}.0.shortcut", f"stage{n}.0.conv2", f"stage{n}.1.conv2"] for n in (2, 3, 4)),
+    ]
+    agreed = [len({kept[name] for name in group}) == 1 for group in groups]
+    assert all(agreed) if residual == "remove" else not all(agreed)
+    assert sum(kept[name] for group in groups for name in group) < 3 * 4 * (1 + 2 + 4 + 8)
+    main(["test", "--ckpt_path", str(run)])
+    other = "silence" if residual == "remove" else "remove"
+    longer = ["--trainer.max_epochs", "5", "--pruning.residual", other]
+    told = refused(capsys, "fit", "--ckpt_path", str(run), *longer)
+    assert f"pruning.residual: the checkpoint was pruned with {residual}" in told
+    main(["report", str(run), "--partial"])
+    assert f"filter (weights, {residual})" in capsys.readouterr().out
 
 
 def test_training_without_validation_images() -> None:
@@ -763,6 +798,11 @@ def test_true_half_precision_is_refused_in_test(
 def test_mixed_precision_trains_and_tests(run: Path) -> None:
     main(["fit", "--config", TINY, "--trainer.precision", "bf16-mixed"])
     main(["test", "--ckpt_path", "lightning_logs/tiny/version_1"])
+    # What is counted is counted in float32: a pixel of bfloat16 is off by up to half of 1/255.
+    images = Path("lightning_logs/tiny/version_1/robustness_images.csv")
+    mixed = images.read_text()
+    main(["test", "--ckpt_path", "lightning_logs/tiny/version_1", "--trainer.precision", "32-true"])
+    assert images.read_text() == mixed
 
 
 # Attacks on the command line

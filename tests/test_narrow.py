@@ -11,10 +11,11 @@ from torch import nn
 
 from prunerob.attacks import PGD
 from prunerob.attacks.pgd import margin
-from prunerob.networks import Channels, MnistCNN, WideResNet
+from prunerob.networks import Channels, MnistCNN, ResNet18, WideResNet
+from prunerob.networks.channels import writers
 from prunerob.networks.narrow import NarrowCopy, find_narrowing
 from prunerob.pruning import filter_l1, random_filters, weight_magnitude
-from prunerob.pruning.masks import apply_masks, make_masks
+from prunerob.pruning.masks import Residual, apply_masks, make_masks, silence_filters
 from tests.conftest import SmallCNN
 
 
@@ -29,8 +30,11 @@ def random_network(kind: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
         network, x = MnistCNN((5, 7, 6)), torch.rand(3, 1, 28, 28)
     elif kind == "SmallCNN":
         network, x = SmallCNN(2, 9), torch.rand(3, 2, 9, 9)
+    elif kind == "ResNet18":
+        network, x = ResNet18(5), torch.rand(3, 3, 16, 16)
     else:
-        network, x = WideResNet(16, 1), torch.rand(3, 3, 32, 32)
+        depth, width = map(int, kind.split("-")[1:])
+        network, x = WideResNet(depth, width), torch.rand(3, 3, 16, 16)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -40,16 +44,31 @@ def random_network(kind: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
     return network.double().eval(), x.double()
 
 
-kinds = st.sampled_from(["MnistCNN", "SmallCNN", "WideResNet"])
+residual_kinds = st.sampled_from(["WRN-16-1", "WRN-10-2", "ResNet18"])
+kinds = st.sampled_from(["MnistCNN", "SmallCNN", "WRN-16-1", "WRN-10-2", "ResNet18"])
 
 
 @settings(deadline=None, max_examples=40)
-@given(kinds, st.floats(0, 0.75), st.sampled_from([filter_l1, random_filters]), st.integers(0, 999))
+@given(
+    kinds,
+    st.sampled_from(["keep", "remove"]),
+    st.floats(0, 0.75),
+    st.sampled_from([filter_l1, random_filters]),
+    st.integers(0, 999),
+)
 def test_without_its_silent_channels_a_network_answers_the_same(
-    kind: str, amount: float, criterion: Callable[..., dict[str, torch.Tensor]], seed: int
+    kind: str,
+    residual: Residual,
+    amount: float,
+    criterion: Callable[..., dict[str, torch.Tensor]],
+    seed: int,
 ) -> None:
     network, x = random_network(kind, seed)
-    masks = make_masks(network, criterion(network, seed), amount, reading="filters")
+    if residual == "keep":  # where residual networks keep more than half of their filters
+        amount /= 2.5
+    masks = make_masks(
+        network, criterion(network, seed), amount, reading="filters", residual=residual
+    )
     apply_masks(network, masks)
     narrowing = find_narrowing(network)
     by_masks = find_narrowing(network, masks)
@@ -67,6 +86,53 @@ def test_without_its_silent_channels_a_network_answers_the_same(
             if isinstance(module, nn.Dropout):
                 module.eval()
     torch.testing.assert_close(narrow(x), network(x), atol=1e-10, rtol=1e-9)
+
+
+@settings(deadline=None, max_examples=30)
+@given(residual_kinds, st.floats(0, 0.9), st.integers(0, 999))
+def test_silenced_filters_add_nothing_and_their_stream_goes_where_all_are(
+    kind: str, amount: float, seed: int
+) -> None:
+    network, x = random_network(kind, seed)
+    gone = {
+        name: torch.rand(len(score)) < amount for name, score in filter_l1(network, seed).items()
+    }
+    for marks in gone.values():
+        marks[0] = False
+    masks = silence_filters(network, gone)
+    heard: dict[str, torch.Tensor] = {}
+    for name, leads in network.channels().items():  # type: ignore[operator]
+        last = network.get_submodule((name, *leads.norms)[-1])
+        last.register_forward_hook(lambda m, a, out, name=name: heard.update({name: out}))
+    apply_masks(network, masks)
+    logits = network(x)
+    for name, out in heard.items():
+        assert (out[:, gone[f"{name}.weight"]] == 0).all(), name
+
+    narrowing = find_narrowing(network, masks)
+    narrow = narrowing.network(network)
+    torch.testing.assert_close(narrow(x), logits, atol=1e-10, rtol=1e-9)
+    for stream, group in writers(network.channels()).items():  # type: ignore[operator]
+        together = torch.stack([gone[f"{name}.weight"] for name in group]).all(0)
+        for reader in stream.readers:
+            weight = narrow.get_submodule(reader).get_parameter("weight")
+            assert weight.shape[1] == int((~together).sum())
+
+
+def test_narrowing_finds_what_a_stream_s_own_blocks_alone_read() -> None:
+    """Channels that read each other in a loop that no logit sees."""
+    network, x = random_network("WRN-16-1", 0)
+    assert isinstance(network, WideResNet)
+    with torch.no_grad():
+        network.linear.weight[:, 3] = 0  # channel 3 of the last stream is read by stage3.1 alone,
+        conv1, conv2 = network.stage3[1].conv1, network.stage3[1].conv2  # type: ignore[union-attr]
+        conv1.weight[[i for i in range(64) if i != 5], 3] = 0  # there by the inner channel 5 alone,
+        conv2.weight[[i for i in range(64) if i != 3], 5] = 0  # which leads back to channel 3
+    narrow = find_narrowing(network).network(network)
+    assert isinstance(narrow, WideResNet)
+    assert narrow.linear.in_features == 63
+    assert narrow.stage3[1].conv1.out_channels == 63  # type: ignore[union-attr]
+    torch.testing.assert_close(narrow(x), network(x))
 
 
 def test_weights_that_leave_a_channel_unread_let_it_go() -> None:
@@ -91,7 +157,7 @@ def test_a_network_that_reads_everything_or_says_nothing_stays_as_it_is() -> Non
 @given(kinds, st.integers(0, 999))
 def test_weights_and_optimizer_go_to_the_narrow_network_and_back(kind: str, seed: int) -> None:
     network, x = random_network(kind, seed)
-    masks = make_masks(network, filter_l1(network, 0), 0.5, reading="filters")
+    masks = make_masks(network, filter_l1(network, 0), 0.5, reading="filters", residual="remove")
     apply_masks(network, masks)
     both = NarrowCopy(network, find_narrowing(network, masks))
     before = {name: value.clone() for name, value in network.state_dict().items()}

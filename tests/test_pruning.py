@@ -13,16 +13,19 @@ from torch import nn
 
 from prunerob.classifier import Classifier
 from prunerob.errors import UserError
-from prunerob.networks import MnistCNN
+from prunerob.networks import MnistCNN, ResNet18, WideResNet
+from prunerob.networks.channels import writers
 from prunerob.pruning import Pruning, filter_l1, random_filters, random_weights, weight_magnitude
 from prunerob.pruning.masks import (
     Masks,
     Reading,
+    Residual,
     apply_masks,
     count_layers,
     count_shares,
     emptied_layers,
     make_masks,
+    ranked,
     without,
 )
 from tests.conftest import SmallCNN
@@ -168,6 +171,101 @@ def test_a_pruned_filter_is_silent_whatever_its_biases_were(seed: int, amount: f
     assert sum(a.parameters_before - a.parameters_after for a in layers) == sum(
         int((~mask).sum()) for mask in masks.values()
     )
+
+
+# Residual networks
+
+
+@pytest.mark.parametrize("make", [lambda: WideResNet(16, 1), lambda: ResNet18(6)])
+@settings(deadline=None, max_examples=25)
+@given(seeds, amounts, readings, st.sampled_from(["keep", "silence", "remove"]))
+def test_the_share_counts_all_filters_whichever_are_ranked(
+    make: Callable[[], WideResNet | ResNet18],
+    seed: int,
+    amount: float,
+    reading: Reading,
+    residual: Residual,
+) -> None:
+    torch.manual_seed(seed)
+    network = make()
+    channels = network.channels()
+    scores = filter_l1(network, 0)
+    amount *= 0.3 if residual == "keep" else 0.8  # more is there not to go
+    masks = make_masks(network, scores, amount, reading=reading, residual=residual)
+    convolutions = {n: m.weight for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+    gone = {
+        name: ~masks[f"{name}.weight"].flatten(1).any(1)
+        if f"{name}.weight" in masks
+        else torch.zeros(len(weight), dtype=torch.bool)
+        for name, weight in convolutions.items()
+    }
+    filters = sum(len(weight) for weight in convolutions.values())
+    weights = sum(weight.numel() for weight in convolutions.values())
+    shares = count_shares(network, masks, scores)
+    assert shares.filters == sum(int(g.sum()) for g in gone.values()) / filters
+    lost = sum(int(g.sum()) * convolutions[name][0].numel() for name, g in gone.items())
+    assert shares.weights == lost / weights
+    assert getattr(shares, reading) >= amount - 1e-12
+    for name, leads in channels.items():
+        if residual == "keep" and leads.stream is not None:
+            assert not gone[name].any()
+        elif residual == "remove" and leads.stream is not None:
+            group = writers(channels)[leads.stream]
+            assert all(torch.equal(gone[name], gone[other]) for other in group)
+        # What was ranked by itself goes below one threshold over all layers.
+        assert not gone[name].all()
+    if residual == "silence":
+        stays = torch.cat([scores[f"{n}.weight"][~g] for n, g in gone.items()])
+        best = torch.stack([scores[f"{n}.weight"].max() for n in gone])
+        goes = torch.cat([scores[f"{n}.weight"][g] for n, g in gone.items()])
+        others = stays[~torch.isin(stays, best)]
+        assert not len(goes) or not len(others) or goes.max() <= others.min()
+
+
+def test_a_stream_s_channels_are_ranked_by_the_mean_over_all_their_weights() -> None:
+    torch.manual_seed(0)
+    network = WideResNet(10, 2)
+    group = ["stage3.0.conv2", "stage3.0.shortcut"]
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.fill_(1.0)
+        for name, value in zip(group, (0.5, 0.1), strict=True):
+            network.get_submodule(name).weight[7] = value  # type: ignore[index]
+        network.stage2[0].conv1.weight[3] = 0.4  # type: ignore[union-attr, index]
+    counts = [128 * 9, 64]
+    mean = (0.5 * counts[0] + 0.1 * counts[1]) / sum(counts)
+    assert 0.47 < mean < 0.49
+    scores = filter_l1(network, 0)
+
+    def pruned(amount: float) -> set[str]:
+        masks = make_masks(network, scores, amount, reading="filters", residual="remove")
+        return {n for n, m in masks.items() if m.dim() == 4 and not m.flatten(1).any(1).all()}
+
+    filters = sum(len(score) for score in scores.values())
+    assert pruned(1 / filters) == {"stage2.0.conv1.weight"}
+    assert pruned(2 / filters) == {"stage2.0.conv1.weight", *(f"{name}.weight" for name in group)}
+
+
+def test_what_is_said_of_residual_streams_must_leave_something_to_prune() -> None:
+    network = WideResNet(10, 1)
+    scores = filter_l1(network, 0)
+    inner = {name: score for name, score in scores.items() if name.endswith("conv1.weight")}
+    others = {name: score for name, score in scores.items() if name not in inner}
+    assert ranked(network, scores, "keep").keys() == inner.keys()
+    assert ranked(network, scores, "silence").keys() == scores.keys()
+    assert ranked(network, scores, "remove").keys() == scores.keys()
+    # Without one of those that write to it, a stream's channels cannot go.
+    some = without(scores, ["stage2.0.shortcut"])
+    assert "stage2.0.conv2.weight" in ranked(network, some, "silence")
+    assert "stage2.0.conv2.weight" not in ranked(network, some, "remove")
+    with pytest.raises(UserError, match=r"pruning\.residual: keep leaves no filters"):
+        ranked(network, others, "keep")
+    with pytest.raises(UserError, match=r"at most 0\.4\d* can; pruning\.residual"):
+        make_masks(WideResNet(), filter_l1(WideResNet(), 0), 0.5)
+    # Weights have no streams.
+    weights = weight_magnitude(network, 0)
+    assert ranked(network, weights, "keep") is weights
 
 
 def test_class_blinded_pruning_takes_one_threshold(network: MnistCNN) -> None:

@@ -255,6 +255,10 @@ def test_reproduce_needs_a_known_table_and_the_configurations(
 ) -> None:
     assert "table9 to reproduce; there are table1" in refused(capsys, "reproduce", "table9")
     assert "--configs: there is no configs/mnist" in refused(capsys, "reproduce", "table1")
+    told = refused(capsys, "reproduce", "table1", "--recipe", "quick")
+    assert "--recipe: 'quick' is none of: standard; standard, TensorFlow's RMSprop;" in told
+    told = refused(capsys, "reproduce", "table3", "--recipe", "PGD*", "--recipe", "FGSM")
+    assert "no configs/cifar10_pgd_fast.yaml" in told, "the first of those asked for"
     told = refused(capsys, "reproduce", "table1", "--report-only")
     assert "--folder: reproduce holds no runs of table1" in told
 

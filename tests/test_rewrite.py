@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -14,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prunerob.attacks import FGSM, PGD
 from prunerob.attacks.pgd import margin
-from prunerob.networks import MnistCNN, WideResNet, rewrite
+from prunerob.networks import MnistCNN, ResNet18, Rewrite, WideResNet, rewrite
 from prunerob.networks.mnist_cnn import PackedMnistCNN
+from prunerob.networks.resnet import FoldedResNet18
 from prunerob.networks.rewrite import AsItIs
 from prunerob.networks.wide_resnet import FoldedWideResNet
 from prunerob.pixels import Pixels
@@ -56,11 +59,20 @@ def assert_same_gradient(network: nn.Module, x: Tensor, mix: Tensor) -> None:
     torch.testing.assert_close(fast.unpack(packed_gradient), plain, atol=1e-9 * scale, rtol=0)
 
 
-@settings(deadline=None, max_examples=10)
-@given(st.sampled_from([(10, 1), (10, 2), (16, 1)]), st.integers(0, 2**31))
-def test_a_wide_resnet_is_folded_exactly(shape: tuple[int, int], seed: int) -> None:
+RESIDUAL: dict[str, tuple[Callable[[], nn.Module], type[Rewrite]]] = {
+    "WRN-10-1": (lambda: WideResNet(10, 1), FoldedWideResNet),
+    "WRN-10-2": (lambda: WideResNet(10, 2), FoldedWideResNet),
+    "WRN-16-1": (lambda: WideResNet(16, 1), FoldedWideResNet),
+    "ResNet-18": (lambda: ResNet18(6), FoldedResNet18),
+}
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.sampled_from(sorted(RESIDUAL)), st.integers(0, 2**31))
+def test_a_residual_network_is_folded_exactly(name: str, seed: int) -> None:
     torch.manual_seed(seed)
-    network = WideResNet(*shape)
+    make, folded = RESIDUAL[name]
+    network = make()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, -1.5, 1.5)
@@ -71,7 +83,7 @@ def test_a_wide_resnet_is_folded_exactly(shape: tuple[int, int], seed: int) -> N
     state = copy.deepcopy(network.state_dict())
     x = torch.rand(2, 3, 32, 32).requires_grad_()
     fast = rewrite(network, x.shape[1:])
-    assert isinstance(fast, FoldedWideResNet)
+    assert isinstance(fast, folded)
     logits = network(x)
     scale = float(logits.detach().abs().max())
     torch.testing.assert_close(fast(fast.pack(x)), logits, atol=1e-5 * scale, rtol=0)
@@ -182,6 +194,47 @@ def test_no_attack_waits_for_the_device(attack: FGSM | PGD, kind: str) -> None:
             bool((x > 0).any())
 
 
+@pytest.mark.parametrize("name", sorted(RESIDUAL))
+def test_residual_networks_compile_without_a_break(name: str) -> None:
+    """In one graph, channels-last, with the logits and gradients of the network as it is."""
+    torch.manual_seed(0)
+    network = RESIDUAL[name][0]().to(memory_format=torch.channels_last).eval()
+    x = torch.rand(2, 3, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    for either in (network, compiled):
+        assert either(x).shape == (2, 10)
+    (gradient,) = torch.autograd.grad(network(x).sum(), x)
+    torch.testing.assert_close(torch.autograd.grad(compiled(x).sum(), x)[0], gradient)
+    seen = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels > 3:
+            module.register_forward_hook(lambda m, a, out: seen.append(out))
+    network(x)
+    assert seen
+    assert all(out.is_contiguous(memory_format=torch.channels_last) for out in seen)
+
+
+def test_resnet_18_is_the_usual_one_for_small_images() -> None:
+    """Against torchvision's own, whose stem is made that of small images."""
+    torch.manual_seed(0)
+    ours = ResNet18().eval()
+    assert sum(p.numel() for p in ours.parameters()) == 11_173_962
+    theirs = torchvision.models.resnet18(num_classes=10).eval()
+    theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    theirs.maxpool = nn.Identity()  # type: ignore[assignment]
+    state = {}
+    for name, value in ours.state_dict().items():
+        name = name.replace("stem_bn", "bn1").replace("stem", "conv1").replace("stage", "layer")
+        name = name.replace("shortcut_bn", "downsample.1").replace("shortcut", "downsample.0")
+        state[name.replace("linear", "fc")] = value
+    theirs.load_state_dict(state)
+    x = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(ours(x), theirs(ours.normalize(x)))
+    for bad in ({"width": 0}, {"classes": 1}, {"mean": ()}):
+        with pytest.raises(ValueError, match=r"ResNet18|do not belong together"):
+            ResNet18(**bad)  # type: ignore[arg-type]
+
+
 def test_wide_resnets_are_the_paper_s() -> None:
     network = WideResNet()
     assert sum(p.numel() for p in network.parameters()) == 5_849_050
@@ -194,7 +247,7 @@ def test_wide_resnets_are_the_paper_s() -> None:
     assert network(x).shape == (2, 10)
     assert not any(name.startswith("normalize") for name in network.state_dict())
     for bad in ({"depth": 27}, {"widen_factor": 0}, {"mean": (0.5,)}, {"std": (0.0, 1.0, 1.0)}):
-        with pytest.raises(ValueError, match="WideResNet"):
+        with pytest.raises(ValueError, match=r"WideResNet|do not belong together"):
             WideResNet(**bad)  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import SGD
 
-from prunerob.schedules import Constant, Cosine, OneCycle, Schedule
+from prunerob.schedules import Constant, Cosine, OneCycle, Schedule, Stepwise
 
 
 def rates(schedule: Schedule, steps: int) -> list[float]:
@@ -48,3 +48,17 @@ def test_cosine_falls_over_the_whole_phase() -> None:
 
 def test_constant_is_the_optimizer_s_own_rate() -> None:
     assert rates(Constant(), 5) == [0.5] * 5
+
+
+def test_a_stepwise_rate_drops_with_the_first_step_behind_each_point() -> None:
+    # The recipe of wide residual networks, 200 epochs of 352 steps: drops at 60, 120 and 160.
+    seen = rates(Stepwise(), 200 * 352)
+    assert seen.index(0.1) == 60 * 352
+    assert seen.index(0.5 * 0.04) == 120 * 352
+    assert seen.index(0.5 * 0.008) == 160 * 352
+    assert len(set(seen)) == 4
+    assert rates(Stepwise(at=(0.5,), rates=(0.1,)), 3) == [0.5, 0.5, 0.05]
+    assert rates(Stepwise(at=(), rates=()), 2) == [0.5, 0.5]
+    for bad in ({"at": (0.5, 0.3)}, {"at": (0.0,)}, {"at": (0.5,)}, {"rates": (1.0, 0.1, 0.0)}):
+        with pytest.raises(ValueError, match="of Stepwise"):
+            Stepwise(**bad)  # type: ignore[arg-type]

@@ -206,6 +206,7 @@ def test_a_file_says_the_same(sweep: Path, capsys: pytest.CaptureFixture[str]) -
         (["--amount", "0.5", "--seed", "1,1"], "seed: 1 is there twice"),
         (["--amount", "0.5", "--criterion", "size"], "criterion: size is unknown"),
         (["--amount", "0.5", "--criterion", "filter:most"], "the readings are filters"),
+        (["--amount", "0.5", "--criterion", "filter:weights:go"], "streams have one of keep"),
         (["--amount", "0.5", "--jobs", "0"], "--jobs and --threads are 1 or more"),
         (["--amount", "0.5", "--config", "none.yaml"], "--config: there is no file none.yaml"),
         (["--amount", "0.5", "--pruning.epoch", "null"], "pruning.epoch of"),
@@ -244,6 +245,14 @@ def test_branches_have_one_control_and_names_of_their_own() -> None:
         f"{kind}-{n}" for kind in ("weight", "filter", "filter-parameters") for n in (0.94, 0.5)
     ]
     assert names == ["control", *pruned]
+    (branch,) = make_branches(["filter:weights:silence"], [0.6])
+    assert branch.name == "filter-weights-silence-0.6"
+    assert branch.settings()[-4:] == [
+        "--pruning.reading",
+        "weights",
+        "--pruning.residual",
+        "silence",
+    ]
     with pytest.raises(UserError, match="twice"):
         make_branches(["weight", "weight"], [0.5])
 

@@ -226,20 +226,25 @@ def find_narrowing(network: nn.Module, alive: Mapping[str, Tensor] | None = None
         alive = {name: parameter != 0 for name, parameter in network.named_parameters()}
     channels = network.channels()
     groups = _groups(channels)
-    read: dict[str, Tensor] = {}
-    changed = True
-    # What only unread channels read is unread, too. One pass from the last layer back finds all of
-    # it but where a residual stream is read by what writes to it.
-    while changed:
-        before = {name: int(marks.sum()) for name, marks in read.items()}
+    # What only unread channels read is unread, too: begin with nothing read, go from the last layer
+    # back, and again while more is found, since a residual stream is read by what writes to it.
+    read = {
+        writer: torch.zeros(_count(network, group), dtype=torch.bool)
+        for group in groups
+        for writer in group.writers
+    }
+    found, before = 0, -1
+    while found != before:
+        before, found = found, 0
         for group in reversed(groups):
             marks = _read_of(network, group, alive, read)
             read |= dict.fromkeys(group.writers, marks)
-        changed = before != {name: int(marks.sum()) for name, marks in read.items()}
+            found += int(marks.sum())
 
     kept: dict[str, Positions] = {}
     for group in groups:
-        stays = read[group.writers[0]]
+        stays = read[group.writers[0]].clone()
+        stays[0] |= ~stays.any()
         if stays.all():
             continue
         rows = stays.nonzero().squeeze(1)
@@ -281,18 +286,20 @@ def _groups(channels: Mapping[str, Channels]) -> list[_Group]:
     return groups
 
 
+def _count(network: nn.Module, group: _Group) -> int:
+    return len(network.get_submodule(group.writers[0]).get_parameter("weight"))
+
+
 def _read_of(
     network: nn.Module, group: _Group, alive: Mapping[str, Tensor], read: Mapping[str, Tensor]
 ) -> Tensor:
-    """Which of a group's channels are read, one at least; bool, (channels,)."""
+    """Which of a group's channels are read by what is itself read; bool, (channels,)."""
     layers = [network.get_submodule(name) for name in group.writers]
-    count = len(layers[0].get_parameter("weight"))
+    count = _count(network, group)
     marks = [_read_by(network, reader, count, alive, read) for reader in group.readers]
     if not marks or any(getattr(layer, "groups", 1) != 1 for layer in layers):
         return torch.ones(count, dtype=torch.bool)
-    found = torch.stack(marks).any(0)
-    found[0] |= ~found.any()
-    return found
+    return torch.stack(marks).any(0)
 
 
 def _read_by(
