@@ -243,7 +243,17 @@ class Classifier(LightningModule):
         self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=images)
 
     def setup(self, stage: str) -> None:
-        """Refuse settings of either phase before anything is computed."""
+        """Refuse settings of either phase before anything is computed.
+
+        Raises:
+            UserError: the precision or the settings of a phase make no sense.
+        """
+        precision = str(self.trainer.precision)
+        if "true" in precision and precision != "32-true":
+            raise UserError(
+                f"trainer.precision: {precision} would round the adversarial examples themselves; "
+                "use 32-true or a mixed precision"
+            )
         self.widen()
         self.narrow_copy, self.optimizes_narrow = None, False
         self._validated_at_last = None

@@ -351,11 +351,6 @@ class CommandLine(LightningCLI):
     def _load(self, model: Classifier) -> Weights:
         assert self.weights is not None
         load_weights(model.network, self.weights.file)
-        if "true" in str(self.trainer.precision) and self.trainer.precision != "32-true":
-            raise UserError(
-                f"trainer.precision: {self.trainer.precision} would round the adversarial examples "
-                "themselves; use 32-true or a mixed precision"
-            )
         return self.weights
 
     def plain_config(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import warnings
 import foolbox
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -341,6 +342,35 @@ def test_a_caller_in_float16_keeps_its_own_casts(
         trained(x)
         PGD(steps=2, precision="bfloat16")(trained, x, y)
         assert trained(x).dtype == torch.float16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=3, random_start=False)])
+def test_mixed_precision_takes_no_strength_from_attacks(
+    attack: Attack, dtype: torch.dtype, trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Nothing underflows to a sign of 0, however sure the network is of itself."""
+    x, y = digits
+    network = copy.deepcopy(trained)
+    with torch.no_grad():
+        network.linear.weight.mul_(6)  # probabilities of the other classes below float16's smallest
+    sure = network(x).softmax(1).gather(1, y[:, None]).squeeze(1) > 1 - 1e-7
+    assert sure.sum() > 100
+    network.half()
+    with torch.enable_grad():
+        halves = x.half().requires_grad_()
+        loss = F.cross_entropy(network(halves), y, reduction="sum")
+        (lost,) = torch.autograd.grad(loss, halves)
+    assert (lost[sure] == 0).all(1).all(1).all(1).float().mean() > 0.9, "so it would be in float16"
+    network = copy.deepcopy(trained)
+    with torch.no_grad():
+        network.linear.weight.mul_(6)
+    plain = attack(network, x, y)
+    with torch.autocast("cpu", dtype):
+        network(x)
+        mixed = attack(network, x, y)
+    assert torch.equal(mixed, plain)
+    assert ((mixed - x)[sure] != 0).any(1).any(1).any(1).all()
 
 
 @settings(deadline=None, max_examples=30)

@@ -788,11 +788,10 @@ def test_an_amount_that_empties_a_layer_keeps_the_trained_network(
     assert Path("lightning_logs/tiny/version_0/checkpoints/before_pruning.ckpt").is_file()
 
 
-def test_true_half_precision_is_refused_in_test(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    told = refused(capsys, "test", "--ckpt_path", str(run), "--trainer.precision", "bf16-true")
-    assert "would round the adversarial examples" in told
+def test_true_half_precision_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["test", "--ckpt_path", str(run)], ["fit", "--config", TINY]):
+        told = refused(capsys, *command, "--trainer.precision", "bf16-true")
+        assert "would round the adversarial examples" in told
 
 
 def test_mixed_precision_trains_and_tests(run: Path) -> None:
