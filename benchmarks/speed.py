@@ -23,8 +23,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
 
 from benchmarks import peers
 from prunerob.attacks import PGD
@@ -36,7 +39,7 @@ from prunerob.data.images import Batches, Images
 from prunerob.networks import MnistCNN, WideResNet
 from prunerob.networks.narrow import find_narrowing
 from prunerob.pixels import Pixels
-from prunerob.pruning.masks import apply_masks, make_masks
+from prunerob.pruning.masks import apply_masks, make_masks, ranked
 
 Contest = Mapping[str, Callable[[], object]]
 
@@ -279,6 +282,9 @@ def narrow(bench: Bench, name: str, network: nn.Module, x: Tensor, y: Tensor, pg
         # By position: as many filters in each layer, so that the widths do not hang on weights.
         count = len(network.get_submodule(layer).get_parameter("weight"))
         scores[f"{layer}.weight"] = torch.arange(count) / count
+    # Of the filters that may go: all of MnistCNN's, the inner ones of a residual network.
+    inner = ranked(network, scores, "keep")
+    share *= sum(map(len, inner.values())) / sum(map(len, scores.values()))
 
     def pruned(multiple: int) -> nn.Module:
         masked = best_layout(network)
@@ -327,7 +333,10 @@ def narrow(bench: Bench, name: str, network: nn.Module, x: Tensor, y: Tensor, pg
 
 
 def pipeline(bench: Bench, name: str, network: nn.Module, images: Images, size: int) -> None:
-    """The input pipeline's share of standard training: batches served, and a step on them."""
+    """The input pipeline's share of standard training: batches served, and a step on them.
+
+    Beside it, for colour, what torchvision offers: transforms of one image at a time.
+    """
     augmentation = CropAndFlip() if images.pixels.shape[1] == 3 else NoAugmentation()
     count = 64 * size
     index = torch.arange(len(images.labels)).repeat(-(-count // len(images.labels)))[:count]
@@ -338,16 +347,47 @@ def pipeline(bench: Bench, name: str, network: nn.Module, images: Images, size: 
     def step() -> None:
         learn_from(F.cross_entropy(model(batch.x), batch.y))
 
-    seconds = bench.compare({"serving": lambda: list(batches), "step": step})
+    contest: dict[str, Callable[[], object]] = {"serving": lambda: list(batches), "step": step}
+    if images.pixels.shape[1] == 3:
+        loader = DataLoader(OneByOne(images, count), size, shuffle=True)
+        contest["torchvision"] = lambda: list(loader)
+    seconds = bench.compare(contest)
     serving = seconds["serving"] / len(batches)
-    bench.note(
-        Table(
-            f"{name}: input pipeline, batch {size}",
-            "images/s",
-            {"batches from memory": size / serving, "standard training": size / seconds["step"]},
-            {"batches from memory": f"{serving / seconds['step']:.2%} of a training step"},
+    rates = {"batches from memory": size / serving, "standard training": size / seconds["step"]}
+    notes = {"batches from memory": f"{serving / seconds['step']:.2%} of a training step"}
+    if "torchvision" in seconds:
+        rates["torchvision's transforms"] = count / seconds["torchvision"]
+        slower = seconds["torchvision"] / seconds["serving"]
+        notes["torchvision's transforms"] = f"batches from memory are {slower:.1f} times faster"
+    bench.note(Table(f"{name}: input pipeline, batch {size}", "images/s", rates, notes))
+
+
+class OneByOne(Dataset[tuple[Tensor, int]]):
+    """Colour images with torchvision's own crops and flips, in one process.
+
+    Args:
+        images: to choose from.
+        count: how many to serve.
+    """
+
+    def __init__(self, images: Images, count: int) -> None:
+        self.arrays = images.pixels.permute(0, 2, 3, 1).cpu().numpy()
+        self.labels, self.count = images.labels.tolist(), count
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(self.arrays.shape[1], padding=4, padding_mode="reflect"),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+            ]
         )
-    )
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        place = position % len(self.labels)
+        image: Tensor = self.transform(Image.fromarray(self.arrays[place]))
+        return image, self.labels[place]
 
 
 def search(bench: Bench, network: nn.Module, x: Tensor, y: Tensor) -> None:
