@@ -205,6 +205,17 @@ def test_residual_networks_compile_without_a_break(name: str) -> None:
         assert either(x).shape == (2, 10)
     (gradient,) = torch.autograd.grad(network(x).sum(), x)
     torch.testing.assert_close(torch.autograd.grad(compiled(x).sum(), x)[0], gradient)
+
+    twin = copy.deepcopy(network).train()  # whose running statistics a training step changes
+    trained = torch.compile(copy.deepcopy(network).train(), fullgraph=True, backend="aot_eager")
+    for either in (twin, trained):
+        either(x).square().sum().backward()
+    gradients = [parameter.grad for parameter in twin.parameters()]
+    for parameter, expected in zip(trained.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, expected)
+    for value, expected in zip(trained.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(value, expected)
+
     seen = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels > 3:
