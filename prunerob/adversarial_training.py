@@ -53,6 +53,11 @@ class AdversarialTraining:
         """Weight of the adversarial examples in the loss: 0 where there is no attack."""
         return 0.0 if isinstance(self.attack, NoAttack) else self.weight
 
+    def is_joint(self, network: nn.Module) -> bool:
+        """Whether clean and adversarial examples are to be one batch: only BatchNorm would see."""
+        norms = (nn.modules.batchnorm._BatchNorm,)
+        return self.batch_norm == "joint" and any(isinstance(m, norms) for m in network.modules())
+
     def perturb(
         self, network: nn.Module, x: Tensor, y: Tensor, *, key: Tensor, epochs: float
     ) -> Tensor:

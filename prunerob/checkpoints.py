@@ -74,7 +74,8 @@ class Checkpoints(Checkpoint):
             # A kill in the middle of writing leaves the old file whole.
             unfinished = file.with_suffix(".unfinished")
             trainer.save_checkpoint(unfinished, weights_only=False)
-            unfinished.replace(file)
+            if trainer.is_global_zero:
+                unfinished.replace(file)
 
     def _is_best(self, trainer: Trainer, module: Classifier) -> bool:
         metrics = trainer.callback_metrics
@@ -97,12 +98,15 @@ class Checkpoints(Checkpoint):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the run as finished, if it is, and lay its final weights down."""
         finished = trainer.current_epoch >= (trainer.max_epochs or 0)
-        if not trainer.is_global_zero or trainer.fast_dev_run or not finished:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run or not finished:  # type: ignore[attr-defined]
             return
         run = Run(run_folder(trainer))
         if not run.checkpoint().is_file():
             return
         module = cast(Classifier, pl_module)
+        validated = module.final_validation()
+        if not trainer.is_global_zero:
+            return
         weights = {n: v.detach().cpu().contiguous() for n, v in module.network.state_dict().items()}
         save_file(weights, run.folder / "weights.safetensors")
         summary = {
@@ -112,7 +116,7 @@ class Checkpoints(Checkpoint):
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "validation": {
                 name: {"accuracy": correct / images, "correct": correct, "images": images}
-                for name, (correct, images) in module.final_validation().items()
+                for name, (correct, images) in validated.items()
             },
             **about_machine(module.device),
         }

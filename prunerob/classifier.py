@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -25,15 +25,15 @@ from prunerob.attacks.attack import evaluating
 from prunerob.attacks.noise import image_keys
 from prunerob.attacks.pgd import logit_margin
 from prunerob.attacks.suite import is_one_step, perturb_by_each
-from prunerob.data.images import Batch
+from prunerob.data.images import Batch, Batches
 from prunerob.errors import UserError
 from prunerob.networks.narrow import NarrowCopy, Narrowing, find_narrowing
-from prunerob.networks.normalize import has_batch_norm
 from prunerob.pixels import Pixels
+from prunerob.ranks import check_agreement, from_first, gather, ranks, share_buffers
 from prunerob.review import overfits_to_one_step
 from prunerob.robustness import WORST_CASE, Robustness, RobustnessRecorder, Scrutiny
 from prunerob.schedules import Constant, Schedule
-from prunerob.scrutiny import scrutinize
+from prunerob.scrutiny import scrutinize, sum_up
 from prunerob.tensorboard import log_examples
 
 
@@ -225,7 +225,7 @@ class Classifier(LightningModule):
         if adversarial_weight < 1:
             parts.append((1 - adversarial_weight, "clean", x))
 
-        if training.batch_norm == "joint" and has_batch_norm(self.network):
+        if training.is_joint(self.network):
             answers = self(torch.cat([images for _, _, images in parts])).split(len(y))
         else:
             # A forward for each half, not one for both: 1.1 times faster on CPUs, where the smaller
@@ -236,11 +236,26 @@ class Classifier(LightningModule):
             loss = loss + weight * F.cross_entropy(logits, y)
             self._log_training(f"{name}_accuracy", (logits.argmax(1) == y).float().mean(), len(y))
         self._log_training("loss", loss.detach(), len(y))
+        if ranks() > 1:
+            # Ranks may have different numbers of images; their gradients are averaged as equals.
+            loss = loss * cast(Batches, self.trainer.train_dataloader).weight(batch_idx)
         return loss
 
     def _log_training(self, name: str, value: Tensor, images: int) -> None:
         self.running[name] = value
-        self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=images)
+        self.log(
+            f"train/{name}",
+            value,
+            on_step=False,
+            on_epoch=True,
+            batch_size=images,
+            sync_dist=ranks() > 1,
+        )
+
+    def on_train_epoch_end(self) -> None:
+        """See that all ranks have the same network, before it is saved."""
+        share_buffers(self.network)
+        check_agreement(f"after epoch {self.current_epoch + 1}", self.network.state_dict())
 
     def setup(self, stage: str) -> None:
         """Refuse settings of either phase before anything is computed.
@@ -251,8 +266,8 @@ class Classifier(LightningModule):
         precision = str(self.trainer.precision)
         if "true" in precision and precision != "32-true":
             raise UserError(
-                f"trainer.precision: {precision} would round the adversarial examples themselves; "
-                "use 32-true or a mixed precision"
+                f"trainer.precision: {precision} would make adversarial examples in another "
+                "precision than float32; use 32-true or a mixed precision"
             )
         self.widen()
         self.narrow_copy, self.optimizes_narrow = None, False
@@ -348,66 +363,58 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count the images."""
-        self._validated = 0
-        self._right: dict[str, int] = {}
+        self._judged: dict[str, list[Tensor]] = {}
+        share_buffers(self.network)
         if self.trainer.state.fn != TrainerFn.FITTING:
             self.take_channels_out(find_narrowing(self.network))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accuracy on clean images and, on the first ones, under the validation attack."""
-        accuracies = self._judge(batch, self.validation_attack_images - self._validated)
-        self._validated += len(batch.y)
-        for name, correct in accuracies.items():
-            if name != "clean":
-                self._right[name] = self._right.get(name, 0) + int(correct.sum())
-            self.log(
-                f"validation/{name}_accuracy",
-                correct.float().mean(),
-                prog_bar=True,
-                on_epoch=True,
-                batch_size=len(correct),
-            )
+        batches = cast(Batches, self.trainer.val_dataloaders)
+        left = self.validation_attack_images - batches.first(batch_idx)
+        for name, correct in self._judge(batch, left).items():
+            self._judged.setdefault(name, []).append(correct)
 
     def on_validation_epoch_end(self) -> None:
-        """Warn, once a phase, where training against one step has taught to resist but that."""
-        robust = self._right.get("many_steps", self._right.get("robust"))
-        one_step = self._right.get("one_step")
+        """Count over all ranks; warn where training against one step taught to resist but that."""
+        counts = _count(self._judged)
+        for name, (right, images) in counts.items():
+            self.log(f"validation/{name}_accuracy", right / images, prog_bar=True)
+        robust = counts.get("many_steps", counts.get("robust"))
+        one_step = counts.get("one_step")
         if robust is None or one_step is None or self._warned_of == self.is_fine_tuning:
             return
-        if overfits_to_one_step(robust, one_step):
+        if overfits_to_one_step(robust[0], one_step[0]):
             self._warned_of = self.is_fine_tuning
             rank_zero_warn(
                 f"catastrophic overfitting: in epoch {self.current_epoch + 1}, of the validation "
-                f"images attacked, {one_step} are classified right under the training's one step "
-                f"and {robust} under PGD"
+                f"images attacked, {one_step[0]} are classified right under the training's one "
+                f"step and {robust[0]} under PGD"
             )
 
     @torch.no_grad()
     def measure(
-        self, batches: Iterable[Batch], *, attack_all: bool = False
+        self, batches: Batches | list[Batches], *, attack_all: bool = False
     ) -> dict[str, tuple[int, int]]:
-        """Validation accuracies, outside the Trainer's loops.
+        """Validation accuracies, outside the Trainer's loops; all ranks together.
 
         Args:
-            batches: validation batches.
+            batches: this rank's validation batches; an empty list where there are none.
             attack_all: attack all images, not only the first ones.
 
         Returns:
             images classified right, and images, as `_judge` names them.
         """
-        left = self.validation_attack_images
         found: dict[str, list[Tensor]] = {}
+        share_buffers(self.network)
         with evaluating(self), self.trainer.precision_plugin.val_step_context():
-            for batch in batches:
+            for i, batch in enumerate(cast(Batches, batches)):
                 moved = Batch(*(tensor.to(self.device) for tensor in batch))
+                left = self.validation_attack_images - cast(Batches, batches).first(i)
                 attacked = len(batch.y) if attack_all else left
                 for name, correct in self._judge(moved, attacked).items():
                     found.setdefault(name, []).append(correct)
-                left -= len(batch.y)
-        return {
-            name: (sum(int(part.sum()) for part in parts), sum(len(part) for part in parts))
-            for name, parts in found.items()
-        }
+        return _count(found)
 
     def final_validation(self) -> dict[str, tuple[int, int]]:
         """Accuracies on all validation images at the end of training, measured once."""
@@ -432,6 +439,8 @@ class Classifier(LightningModule):
         x, y, index = batch
         network = self.attacked(x)
         n = min(len(y), attacked)
+        if not len(y):
+            return {}
         with self._in_float32():
             correct = {"clean": network(x).argmax(1) == y}
             if n > 0:
@@ -473,8 +482,8 @@ class Classifier(LightningModule):
         for name, attack in self.attacks.items():
             if attack.learns:
                 self._suite[name] = self._prepare(name, attack)
-        self._survivors: list[Batch] = []
-        self._batch_size = 0
+        self._survivors: list[Tensor] = []
+        self._batch_size = cast(Any, self.trainer).test_dataloaders.size
 
     def _prepare(self, name: str, attack: Attack) -> Attack:
         """Let an attack learn, once for all ranks: none may face another substitute."""
@@ -482,14 +491,16 @@ class Classifier(LightningModule):
         start = perf_counter()
         batches = _On(self.device, cast(Any, self.trainer).datamodule.attacker_dataloader())
         network = self.attacked(next(iter(batches)).x)
-        prepared: Attack = self.trainer.strategy.broadcast(attack.prepare(network, batches))
+        prepared = from_first(attack.prepare(network, batches).to(torch.device("cpu")))
+        prepared = prepared.to(self.device)
         self._recorder.note_learned(name, prepared.learned, perf_counter() - start)
         return prepared
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Attack a batch with every attack of the suite; each is counted on its final iterate."""
         x, y, index = batch
-        self._batch_size = max(self._batch_size, len(y))
+        if not len(y):
+            return
         key = image_keys(index, seed=self.seed, purpose="test")
         network = self.attacked(x)
         examples = perturb_by_each(self._suite, network, x, y, key=key)
@@ -523,30 +534,30 @@ class Classifier(LightningModule):
 
         if self.worst_case_attacks:
             right = torch.stack([(p == y) | (p < 0) for p in predictions.values()]).all(0)
-            self._survivors.append(Batch(*(column[right] for column in batch)))
-            # Several batches' together, so that batches are full; not all, so that memory is not.
-            if sum(len(part.y) for part in self._survivors) >= 16 * self._batch_size:
-                self._attack_survivors()
+            self._survivors.append(index[right].cpu())
 
     def _attack_survivors(self) -> None:
         """Attack what no attack of the table got wrong, for the worst case alone."""
-        if not self._survivors:
-            return
-        survivors = Batch(*map(torch.cat, zip(*self._survivors, strict=True)))
-        self._survivors = []
-        for name, attack in self.worst_case_attacks.items():
-            self.on_attack(name)
-            start = perf_counter()
-            x, y, index = survivors
-            key = image_keys(index, seed=self.seed, purpose="worst case")
-            fooled = attack.fools(self.attacked(x), x, y, key=key, batch_size=self._batch_size)
-            self._recorder.add_search(name, index=index, fooled=fooled, start=start)
-            survivors = Batch(*(column[~fooled] for column in survivors))
+        datamodule = cast(Any, self.trainer).datamodule
+        survivors = torch.cat([torch.cat(part) for part in gather(self._survivors) if part])
+        # Many batches' together, so that batches stay full; not all, so that memory does not.
+        parts = torch.split(survivors.sort().values, 16 * self._batch_size)
+        for part in parts[self.trainer.global_rank :: self.trainer.world_size]:
+            left = Batch(*(tensor.to(self.device) for tensor in datamodule.test_batch(part)))
+            for name, attack in self.worst_case_attacks.items():
+                self.on_attack(name)
+                start = perf_counter()
+                x, y, index = left
+                key = image_keys(index, seed=self.seed, purpose="worst case")
+                fooled = attack.fools(self.attacked(x), x, y, key=key, batch_size=self._batch_size)
+                self._recorder.add_search(name, index=index, fooled=fooled, start=start)
+                left = Batch(*(column[~fooled] for column in left))
 
     def on_test_epoch_end(self) -> None:
         """Sum the record up into the table."""
-        self._attack_survivors()
-        found = self._recorder.robustness()
+        if self.worst_case_attacks:
+            self._attack_survivors()
+        found = RobustnessRecorder.of_all(gather(self._recorder)).robustness()
         if empty := [row.attack for row in found.rows if not row.images]:
             raise UserError(
                 f"model.attacks: all images of this test are the attacker's own in {empty[0]}; "
@@ -565,8 +576,11 @@ class Classifier(LightningModule):
         sample = datamodule.test_sample(self.scrutinized_images)
         x, y, index = Batch(*(tensor.to(self.device) for tensor in sample))
         key = image_keys(index, seed=self.seed, purpose="test")
-        network, size = self.attacked(x), self._batch_size
-        return scrutinize(network, self._suite, x, y, key=key, batch_size=size)
+        parts = torch.split(torch.arange(len(y), device=y.device), self._batch_size)
+        own = parts[self.trainer.global_rank :: self.trainer.world_size]
+        network = self.attacked(x)
+        found = [scrutinize(network, self._suite, x[p], y[p], key=key[p]) for p in own]
+        return sum_up([scrutiny for part in gather(found) for scrutiny in part])
 
     # Prediction
 
@@ -574,6 +588,21 @@ class Classifier(LightningModule):
         """Positions of the images, int64, (B,), and their probabilities, float32, (B, classes)."""
         with self._in_float32():
             return batch.indices, self(batch.x).float().softmax(1)
+
+
+def _count(judged: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple[int, int]]:
+    """Images classified right, and images, over all ranks, by name in the order of the first rank.
+
+    Args:
+        judged: bool, (B,), of this rank's batches; a rank may lack names that others have.
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    own = {n: (int(torch.cat([*p]).sum()), sum(map(len, p))) for n, p in judged.items()}
+    for part in gather(own):
+        for name, (right, images) in part.items():
+            before = counts.get(name, (0, 0))
+            counts[name] = (before[0] + right, before[1] + images)
+    return counts
 
 
 class _On:

@@ -17,6 +17,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_info
 
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
@@ -30,6 +31,7 @@ from prunerob.errors import UserError
 from prunerob.pixels import Pixels
 from prunerob.progress import Progress
 from prunerob.pruning import Pruning
+from prunerob.ranks import gather
 from prunerob.review import review
 from prunerob.runs import (
     CHECKPOINTS,
@@ -270,8 +272,13 @@ class CommandLine(LightningCLI):
         new = self.subcommand == "fit" and not self.goes_on
         if new and folder and Run(Path(folder)).config.is_file():
             raise UserError(f"{folder} already holds a run; go on with it, or name another")
-        if self.trainer.world_size > 1:
-            raise UserError("trainer.devices: training and testing run on one device for now")
+        strategy = self.trainer.strategy
+        several = isinstance(strategy, DDPStrategy) and strategy._start_method == "popen"
+        if not (several or isinstance(strategy, SingleDeviceStrategy)):
+            raise UserError(
+                f"trainer.strategy: {type(strategy).__name__} is not for prunerob; several devices "
+                "run with ddp"
+            )
 
     # The commands
 
@@ -285,7 +292,8 @@ class CommandLine(LightningCLI):
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         except (KeyboardInterrupt, SystemExit):
-            folder = self.trainer.log_dir
+            # The logger's: the Trainer's would ask the other ranks, which may be gone.
+            folder = getattr(self.trainer.logger, "log_dir", None)
             if folder and Run(Path(folder)).checkpoint().is_file():
                 rank_zero_info(f"Interrupted; go on with: prunerob fit --ckpt_path {folder}")
             raise
@@ -334,6 +342,8 @@ class CommandLine(LightningCLI):
         about["test_size"] = datamodule.test_size
         about["test_images"] = len(cast(Any, datamodule.test_dataloader()).index)
         about["warnings"] = warnings
+        if not self.trainer.is_global_zero:
+            return
         files = outputs.write(model.robustness, weights, about)
         settings = self._hyperparameters()
         outputs.show_in_tensorboard(self.trainer, model.test_name, model.robustness, settings)
@@ -344,8 +354,12 @@ class CommandLine(LightningCLI):
         """Classify images into a CSV file."""
         weights = self._load(model)
         batches = cast(Any, self.trainer.predict(model, datamodule=datamodule))
+        together = [batch for part in gather(batches or []) for batch in part if len(batch[0])]
+        if not self.trainer.is_global_zero:
+            return
+        together.sort(key=lambda batch: int(batch[0][0]))
         file = weights.folder / f"{weights.result('predictions').name}.csv"
-        outputs.write_predictions(file, batches or [], datamodule.predict_names)
+        outputs.write_predictions(file, together, datamodule.predict_names)
         rank_zero_info(f"Written: {file}")
 
     def _load(self, model: Classifier) -> Weights:

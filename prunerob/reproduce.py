@@ -83,6 +83,9 @@ def run(args: Sequence[str]) -> None:
         raise UserError(f"{what or 'nothing'} to reproduce; there are {', '.join(TABLES)}")
     if said.report_only and settings:
         raise UserError(f"{settings[0]} is a setting of runs, and --report-only runs nothing")
+    for word in settings:
+        if word.removeprefix("--").startswith(("pruning.reading", "pruning.residual")):
+            raise UserError(f"{word}: the table says what its amounts mean; use `prunerob sweep`")
     paper, folder = _only(TABLES[what], said.recipe), Path(said.folder)
 
     failed = False
@@ -167,6 +170,8 @@ def _of(paper: PaperTable, results: Results) -> Results:
         if result.point.amount == 0
         or (result.point.recipe, result.point.method, result.point.amount) in wanted
     ]
+    if not kept:
+        raise UserError("--folder: none of its runs is of this table")
     return Results(kept, results.left_out)
 
 

@@ -306,6 +306,20 @@ class RobustnessRecorder:
     _searches: dict[str, list[Search]] = field(default_factory=dict)
     _learned: dict[str, Mapping[str, float]] = field(default_factory=dict)
 
+    @classmethod
+    def of_all(cls, recorders: Sequence[RobustnessRecorder]) -> RobustnessRecorder:
+        """What several ranks have seen; seconds are those of all together."""
+        together = cls()
+        for recorder in recorders:
+            for name, parts in recorder._parts.items():
+                together._parts.setdefault(name, []).extend(parts)
+            for name, seconds in recorder._seconds.items():
+                together._seconds[name] = together._seconds.get(name, 0.0) + seconds
+            for name, searches in recorder._searches.items():
+                together._searches.setdefault(name, []).extend(searches)
+            together._learned |= recorder._learned
+        return together
+
     def note_learned(self, attack: str, learned: Mapping[str, float], seconds: float) -> None:
         """Note what an attack learned before it attacked, and how long that took."""
         self._learned[attack] = learned
@@ -361,6 +375,9 @@ class RobustnessRecorder:
             name: [torch.cat(column) for column in zip(*parts, strict=True)]
             for name, parts in self._parts.items()
         }
+        # In the order of the images, whoever saw them.
+        order = next(iter(columns.values()))[0].argsort()
+        columns = {name: [c[order] for c in column] for name, column in columns.items()}
         index, label = next(iter(columns.values()))[:2]
         if len(torch.unique(index)) != len(index):
             raise RuntimeError("an image was tested twice")

@@ -6,7 +6,7 @@ Robustness", arXiv:1902.06705; Athalye et al., arXiv:1802.00420), measured on a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -27,35 +27,28 @@ def scrutinize(
     y: Tensor,
     *,
     key: Tensor,
-    batch_size: int,
 ) -> Scrutiny:
-    """Try the attacks of a suite harder on some images.
+    """Try the attacks of a suite harder on a batch.
 
     Args:
         network: from pixels in [0, 1] to logits; left exactly as it was found.
         suite: the attacks, by name.
-        x: images, float32, (N, C, H, W), pixels in [0, 1].
-        y: true labels, int64, (N,).
-        key: int64, (N,), what each image's noise is a function of: that of the test.
-        batch_size: images to attack at a time.
+        x: images, float32, (B, C, H, W), pixels in [0, 1].
+        y: true labels, int64, (B,).
+        key: int64, (B,), what each image's noise is a function of: that of the test.
 
     Returns:
         what was seen.
     """
     x, y, key = (tensor.clone() for tensor in (x, y, key))
-    parts = torch.split(torch.arange(len(y), device=y.device), batch_size)
 
     def right(attack: Attack) -> int:
-        wrong = [
-            misclassified(network, attack(network, x[p], y[p], key=key[p]), y[p]) for p in parts
-        ]
-        return len(y) - int(torch.cat(wrong).sum())
+        wrong = misclassified(network, attack(network, x, y, key=key), y)
+        return len(y) - int(wrong.sum())
 
-    flat = 0
     with evaluating(network), torch.inference_mode(False), torch.enable_grad():
-        for p in parts:
-            gradient, _ = input_gradient(network, x[p].clone(), y[p].clone(), torch.float32)
-            flat += int((gradient.flatten(1) == 0).all(1).sum())
+        gradient, _ = input_gradient(network, x.clone(), y.clone(), torch.float32)
+    flat = int((gradient.flatten(1) == 0).all(1).sum())
 
     convergence = [
         Convergence(
@@ -71,3 +64,22 @@ def scrutinize(
         if isinstance(attack, PGD)
     ]
     return Scrutiny(images=len(y), zero_gradients=flat, convergence=convergence)
+
+
+def sum_up(parts: Sequence[Scrutiny]) -> Scrutiny:
+    """What was seen on several batches, with the same suite; one or more."""
+    first = parts[0]
+    return Scrutiny(
+        images=sum(part.images for part in parts),
+        zero_gradients=sum(part.zero_gradients for part in parts),
+        convergence=[
+            Convergence(
+                attack=pgd.attack,
+                correct=sum(part.convergence[i].correct for part in parts),
+                more_steps=sum(part.convergence[i].more_steps for part in parts),
+                more_restarts=sum(part.convergence[i].more_restarts for part in parts),
+                factor=pgd.factor,
+            )
+            for i, pgd in enumerate(first.convergence)
+        ],
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 from urllib.error import URLError
@@ -19,7 +20,7 @@ from torchvision import datasets
 from torchvision.io import write_jpeg, write_png
 
 from prunerob.data import CIFAR10, MNIST, CropAndFlip, ImageFolder
-from prunerob.data.images import Batch, Batches, Images, stratified_order
+from prunerob.data.images import Batch, Batches, Images, read_image, stratified_order
 from prunerob.errors import UserError
 
 
@@ -325,6 +326,38 @@ def test_what_is_wrong_with_a_folder_is_told(folder: Path) -> None:
     for part in ("train", "test"):
         (folder / "flat" / part).mkdir(parents=True)
     assert "holds no folders, one for each class" in told(folder / "flat")
+    single = folder / "single" / "train" / "cat"
+    single.mkdir(parents=True)
+    shutil.copytree(folder / "train" / "cat", single, dirs_exist_ok=True)
+    shutil.copytree(folder / "train" / "cat", folder / "single" / "test" / "cat")
+    assert "train has a single class, cat" in told(folder / "single")
+
+
+def test_hidden_files_are_not_images_and_pictures_stand_upright(folder: Path) -> None:
+    (folder / "train" / ".cache").mkdir()
+    (folder / "train" / "cat" / "._1.jpg").write_bytes(b"what macOS leaves behind")
+    assert len(ImageFolder(folder=str(folder)).load()[0].labels) == 10
+
+    array = np.zeros((5, 6, 3), dtype=np.uint8)
+    array[:3] = 255  # as taken, bright above; the camera says it was held sideways
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = folder / "test" / "sideways.jpg"
+    Image.fromarray(array).save(file, exif=exif, quality=100)
+    pixels = read_image(file, (3,))
+    assert pixels.shape == (3, 6, 5)
+    assert pixels[:, :, 4].min() > 200
+    assert pixels[:, :, 0].max() < 50
+
+    for name in ("moving.png", "webp.png"):
+        strange = folder / "test" / name
+        frames = [Image.fromarray(array), Image.fromarray(255 - array)]
+        if name == "webp.png":
+            frames[0].save(strange, format="WEBP")
+        else:
+            frames[0].save(strange, format="GIF", save_all=True, append_images=frames[1:])
+        with pytest.raises(UserError, match=f"{name}: not a "):
+            read_image(strange, (1,))
 
 
 def test_an_attacker_of_a_folder_gets_images_of_all_classes(tmp_path: Path) -> None:
@@ -397,9 +430,18 @@ def test_what_is_missing_of_cifar_10_is_told(
         with pytest.raises(UserError) as error:
             call()
         told = str(error.value)
-        assert told.startswith(f"data.folder: {empty} holds no intact cifar-10-batches-py")
+        assert told.startswith(f"data.folder: {empty} holds no intact cifar-10-batches-py; fetch")
+        assert ("no route" in told) == (call.__name__ == "prepare_data")
         assert "fetch cifar-10-python.tar.gz from https://" in told
     CIFAR10(folder=empty, download=False).prepare_data()  # leaves it to load
+    with pytest.raises(UserError, match="holds the batches themselves; name its parent"):
+        CIFAR10(folder=str(batches / "cifar-10-batches-py")).prepare_data()
+    (Path(empty) / "cifar-10-python.tar.gz").write_bytes(b"half of it")
+    for download in (True, False):
+        with pytest.raises(UserError, match=r"gz is damaged, and was not downloaded \("):
+            CIFAR10(folder=empty, download=download).prepare_data()
+    with pytest.raises(UserError, match="cannot be written"):
+        CIFAR10(folder=str(Path(empty) / "cifar-10-python.tar.gz")).prepare_data()
 
     # A file that is not the official one is not read: it is a pickle, and could do anything.
     file = batches / "cifar-10-batches-py" / "data_batch_3"
@@ -418,6 +460,6 @@ def test_an_archive_in_the_folder_is_unpacked_without_a_network(
     digest = hashlib.md5(archive.read_bytes()).hexdigest()
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", digest)
     monkeypatch.setattr("urllib.request.urlopen", None)
-    data = CIFAR10(folder=str(place), validation_size=5)
+    data = CIFAR10(folder=str(place), validation_size=5, download=False)
     data.prepare_data()
     assert torch.equal(data.load()[0].pixels, CIFAR10(folder=str(batches)).load()[0].pixels)

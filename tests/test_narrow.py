@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from torch import nn
 
 from prunerob.attacks import PGD
 from prunerob.attacks.pgd import margin
-from prunerob.networks import Channels, MnistCNN, ResNet18, WideResNet
+from prunerob.networks import Channels, MnistCNN, ResNet18, Stream, WideResNet
 from prunerob.networks.channels import writers
 from prunerob.networks.narrow import NarrowCopy, find_narrowing
 from prunerob.pruning import filter_l1, random_filters, weight_magnitude
@@ -276,6 +277,73 @@ def test_kept_filters_are_rounded_up_to_a_multiple(amount: float, multiple: int,
         assert count - int(before.sum()) < multiple
         if not stays.all() and (stays & ~before).any():
             assert score[~stays].max() <= score[stays & ~before].min()
+
+
+@pytest.mark.parametrize("residual", ["keep", "silence", "remove"])
+def test_what_is_left_of_a_stream_is_rounded_up_where_it_is_one_width(residual: Residual) -> None:
+    torch.manual_seed(0)
+    network = WideResNet(10, 2)
+    amount = 0.2 if residual == "keep" else 0.5
+    masks = make_masks(
+        network,
+        filter_l1(network, 0),
+        amount,
+        reading="filters",
+        residual=residual,
+        keep_multiple_of=8,
+    )
+    apply_masks(network, masks)
+    narrow = find_narrowing(network).network(network)
+    assert isinstance(narrow, WideResNet)
+    widths = [block.conv1.out_channels for block in narrow.blocks().values()]
+    streams = [narrow.stem.out_channels]
+    streams += [block.conv2.out_channels for block in narrow.blocks().values()]
+    assert all(width % 8 == 0 for width in widths)
+    assert min(widths) < 32
+    if residual == "remove":
+        assert all(width % 8 == 0 for width in streams)
+    elif residual == "silence":
+        gone = [
+            int((~masks[f"{n}.conv2.weight"].flatten(1).any(1)).sum()) for n in network.blocks()
+        ]
+        assert any(count % 8 for count in gone), "filters of a stream are not rounded one by one"
+
+
+class Streams(nn.Module):
+    """A stream whose writers have readers of their own, too, and one in groups among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.a = nn.Conv2d(8, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        self.linear = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.a(self.stem(x))
+        x = self.depthwise((a + self.b(a)).relu())
+        logits: torch.Tensor = self.linear(x.mean((2, 3)))
+        return logits
+
+    def channels(self) -> dict[str, Channels]:
+        both = Stream(name="both", readers=["depthwise"])  # type: ignore[arg-type]
+        return {
+            "stem": Channels(readers=("a",)),
+            "a": Channels(readers=("b",), stream=both),
+            "b": Channels(stream=both),
+        }
+
+
+def test_a_stream_s_writers_may_have_readers_of_their_own() -> None:
+    torch.manual_seed(0)
+    network, x = Streams(), torch.rand(2, 1, 9, 9)
+    scores = filter_l1(network, 0)
+    masks = make_masks(network, scores, 0.4, reading="filters", residual="remove")
+    apply_masks(network, masks)
+    assert not masks["a.weight"].flatten(1).any(1).all()
+    assert "depthwise.weight" not in masks, "its weights do not stand in columns by channel"
+    assert NarrowCopy(network.eval(), find_narrowing(network)).agrees(x)
 
 
 def test_weights_are_not_rounded_up(network: MnistCNN) -> None:

@@ -211,7 +211,7 @@ def test_the_paper_s_numbers_stand_beside_ours(
         recipes=(Recipe(training="PGD", name="PGD", config="tiny.yaml", folder="tiny"),),
         readings=("weights",),
         rows=(
-            Row("PGD", "filter", 0.9, (50.0, 0.0)),
+            Row("PGD", "weight", 0.9999, (50.0, 0.0)),
             Row("PGD", "", 0.0, (natural + 1.9, 50.0)),
             Row("PGD", "weight", 0.5, (natural + 100, 0.0)),
         ),
@@ -219,7 +219,7 @@ def test_the_paper_s_numbers_stand_beside_ours(
     monkeypatch.setattr(reproduce, "TABLES", {"table": table})
     shutil.copytree(sweep, "runs/tiny")
     configs = str(Path(TINY).parent)
-    with pytest.raises(SystemExit) as error:  # so many filters cannot be pruned
+    with pytest.raises(SystemExit) as error:  # so many weights cannot be pruned
         main(["reproduce", "table", "--folder", "runs", "--configs", configs, "--seed", "0,1"])
     assert error.value.code == 1
     assert "6 of 8 runs finished, 2 failed" in capsys.readouterr().out
@@ -228,7 +228,7 @@ def test_the_paper_s_numbers_stand_beside_ours(
     assert [row["pruned"] for row in rows] == ["0", "0", "weight 50 %", "weight 50 %"]
     assert float(rows[0]["difference"]) == pytest.approx(-1.9, abs=0.01)
     lines = Path("runs/table/comparison.md").read_text().splitlines()
-    assert lines[2].startswith("| PGD | filter 90 %, not run | – / 50.0 | – / 0.0 |")
+    assert lines[2].startswith("| PGD | weight 99.99 %, not run | – / 50.0 | – / 0.0 |")
     assert f" / {natural + 1.9:.1f} |" in lines[3], "within two points: no mark"
     assert lines[3].count("*") == 1
     assert f"/ {natural + 100:.1f} * |" in lines[4]

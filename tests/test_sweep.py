@@ -157,15 +157,15 @@ def group_is_alive(group: int) -> bool:
 def test_a_run_that_fails_is_told_and_the_others_go_on(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    branches = ["--criterion", "filter", "--amount", "0.95,0.6", "--scratch"]
+    branches = ["--amount", "0.9999,0.6", "--scratch"]  # one would empty a layer
     with pytest.raises(SystemExit) as error:
         main(["sweep", "--config", TINY, *branches, "--jobs", "2"])
     assert error.value.code == 1
     told = capsys.readouterr().out
-    assert "filter-0.95, seed 0: failed: pruning.amount: 0.95" in told
-    assert "filter-0.95-scratch, seed 0: left out, filter-0.95, seed 0 failed" in told
+    assert "weight-0.9999, seed 0: failed: pruning.amount: 0.9999 would empty" in told
+    assert "weight-0.9999-scratch, seed 0: left out, weight-0.9999, seed 0 failed" in told
     assert "3 of 5 runs finished, 2 failed" in told
-    assert (copy / "seed0" / "filter-0.6-scratch" / "robustness.json").is_file()
+    assert (copy / "seed0" / "weight-0.6-scratch" / "robustness.json").is_file()
 
 
 def test_a_failed_base_leaves_its_branches_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,6 +206,15 @@ def test_a_file_says_the_same(sweep: Path, capsys: pytest.CaptureFixture[str]) -
         (["--amount", "0.5", "--seed", "1,1"], "seed: 1 is there twice"),
         (["--amount", "0.5", "--criterion", "size"], "criterion: size is unknown"),
         (["--amount", "0.5", "--criterion", "filter:most"], "the readings are filters"),
+        (["--amount", "0,0.95", "--criterion", "filter"], "0.95 of the weights cannot be pruned"),
+        (
+            [
+                *("--amount", "0.5", "--data", "prunerob.data.ImageFolder"),
+                *("--data.folder", "gone", "--data.augmentation", "prunerob.data.CropAndFlip"),
+            ],
+            "data.folder: there is no folder gone/train",
+        ),
+        (["--amount", "0.5", "--trainer.devices", "2"], "trainer.devices: each run of a sweep"),
         (["--amount", "0.5", "--criterion", "filter:weights:go"], "streams have one of keep"),
         (["--amount", "0.5", "--jobs", "0"], "--jobs and --threads are 1 or more"),
         (["--amount", "0.5", "--config", "none.yaml"], "--config: there is no file none.yaml"),

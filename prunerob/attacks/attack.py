@@ -106,6 +106,10 @@ class Attack(ABC):
         """
         return self
 
+    def to(self, device: torch.device) -> Attack:
+        """The same with what it has learned on a device."""
+        return self
+
     def leaves_out(self, index: Tensor) -> Tensor:
         """Which images are the attacker's own and not attacked.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -187,6 +188,12 @@ class Transfer(Attack):
             "substitute agreement": self.agreement,
             "queries": self.queries,
         }
+
+    @torch.inference_mode(False)
+    def to(self, device: torch.device) -> Transfer:
+        """The same with its substitute on a device."""
+        substitute = copy.deepcopy(self.substitute).to(device)
+        return replace(self, substitute=substitute, held=self.held.to(device))
 
     def leaves_out(self, index: Tensor) -> Tensor:
         """The attacker's own images, bool, (B,)."""

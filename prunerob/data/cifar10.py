@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torchvision import datasets
+from torchvision.datasets.utils import check_integrity
 
 from prunerob.data.augmentation import Augmentation, NoAugmentation
 from prunerob.data.images import ImageDataModule, Images
 from prunerob.errors import UserError
+from prunerob.outputs import check_writable
 
 
 class CIFAR10(ImageDataModule):
@@ -22,7 +27,7 @@ class CIFAR10(ImageDataModule):
     Args:
         folder: where `cifar-10-batches-py` lies, or the archive `cifar-10-python.tar.gz`, or where
             they are to be put.
-        download: fetch the archive if neither is there.
+        download: fetch the archive if neither is there; one that is there is unpacked either way.
     """
 
     def __init__(
@@ -58,12 +63,25 @@ class CIFAR10(ImageDataModule):
         Raises:
             UserError: it cannot be had.
         """
-        if not self.download:
+        folder, archive = Path(self.folder), Path(self.folder) / datasets.CIFAR10.filename
+        if (folder / "data_batch_1").is_file():
+            raise UserError(f"data.folder: {folder} holds the batches themselves; name its parent")
+        if self._is_intact() or not (self.download or archive.is_file()):
             return
-        try:
-            datasets.CIFAR10(self.folder, download=True)
-        except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
-            raise UserError(f"data.folder: {self._missing()} ({error})") from None
+        check_writable(folder)
+        with alone_in(folder):
+            if self._is_intact():  # another process was faster
+                return
+            damaged = archive.is_file() and not check_integrity(
+                str(archive), datasets.CIFAR10.tgz_md5
+            )
+            try:
+                if damaged and not self.download:
+                    raise OSError("data.download is false")
+                datasets.CIFAR10(self.folder, download=True)
+            except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+                told = f"{archive} is damaged, and was" if damaged else f"{self._missing()}; it was"
+                raise UserError(f"data.folder: {told} not downloaded ({error})") from None
 
     def load(self) -> tuple[Images, Images]:
         """Read the batches.
@@ -84,9 +102,29 @@ class CIFAR10(ImageDataModule):
         )
         return train, test
 
+    def _is_intact(self) -> bool:
+        """Whether all files are there, as they were published."""
+        official, folder = datasets.CIFAR10, Path(self.folder) / datasets.CIFAR10.base_folder
+        files = [*official.train_list, *official.test_list]
+        files.append([official.meta["filename"], official.meta["md5"]])
+        return all(check_integrity(str(folder / name), md5) for name, md5 in files)
+
     def _missing(self) -> str:
         return (
-            f"{self.folder} holds no intact cifar-10-batches-py, and it was not downloaded; fetch "
-            f"{datasets.CIFAR10.filename} from {datasets.CIFAR10.url} and put it there, or take "
-            "images of your own with data prunerob.data.ImageFolder"
+            f"{self.folder} holds no intact cifar-10-batches-py; fetch {datasets.CIFAR10.filename} "
+            f"from {datasets.CIFAR10.url} and put it there, or take images of your own with data "
+            "prunerob.data.ImageFolder"
         )
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process of this machine prepares a folder; a no-op without `flock`."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder / ".cifar10.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

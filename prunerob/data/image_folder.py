@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, resize
 
@@ -65,6 +66,15 @@ class ImageFolder(ImageDataModule):
         self.grey = grey
         self.size = size
 
+    def prepare_data(self) -> None:
+        """See that there are images; called by the Trainer, once a machine.
+
+        Raises:
+            UserError: a folder is missing or empty.
+        """
+        for part in ("train", "test"):
+            _find_classes(Path(self.folder) / part)
+
     def load(self) -> tuple[Images, Images]:
         """Read all images, several at a time.
 
@@ -76,10 +86,16 @@ class ImageFolder(ImageDataModule):
             raise UserError(
                 f"data.folder: {self.folder}/test has the class {unknown[0]}, but train has not"
             )
+        if len(train) < 2:
+            raise UserError(f"data.folder: {self.folder}/train has a single class, {min(train)}")
         labels = {name: label for label, name in enumerate(train)}
         first = next(iter(train.values()))[0]
         shape = self.read(first, (1 if self.grey else 3,)).shape
-        return self._read_all(train, labels, shape), self._read_all(test, labels, shape)
+        found = self._read_all(train, labels, shape), self._read_all(test, labels, shape)
+        counts = " and ".join(f"{len(images.labels):,}" for images in found)
+        names = ", ".join(labels) if len(labels) <= 20 else f"{min(labels)} to {max(labels)}"
+        rank_zero_info(f"{counts} images for training and test, {len(labels)} classes: {names}")
+        return found
 
     def read(self, file: Path, shape: tuple[int, ...]) -> Tensor:
         """Read one image, in the size that was asked for; see `read_image`."""
@@ -103,7 +119,7 @@ class ImageFolder(ImageDataModule):
 
     def attacker_dataloader(self) -> Batches:
         """Test images in a fixed, mixed order: their own is class by class."""
-        batches = self.test_dataloader()
+        batches = super().attacker_dataloader()
         labels = batches.images.labels[batches.index]
         batches.index = batches.index[stratified_order(labels, self.SPLIT_SEED)]
         return batches
@@ -113,7 +129,7 @@ def _find_classes(folder: Path) -> dict[str, list[Path]]:
     """The images of each class, by its name."""
     if not folder.is_dir():
         raise UserError(f"data.folder: there is no folder {folder}")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise UserError(f"data.folder: {folder} holds no folders, one for each class")
     return {path.name: find_images(path, "data.folder") for path in classes}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -51,13 +51,20 @@ class Batches:
     A batch is one gather from a tensor in memory, not a Python call per image. The order of an
     epoch is a function of (seed, epoch) alone, so a resumed run sees the order it would have seen.
 
+    Where several ranks run together, each is served its part: of shuffled batches, which train,
+    every rank gets as many images of each; batches in order, which evaluate, are dealt out whole,
+    so that each is attacked as it would be on one device. A rank for which there is none gets an
+    empty one.
+
     Args:
         images: what to choose from.
         index: positions of the images to serve, int64, (n,).
-        size: images per batch; the last may be smaller.
+        size: images per batch, over all ranks; the last may be smaller.
         shuffle_seed: shuffle by this seed; None serves in the order of `index`.
         epoch: says which epoch it is.
         augmentation: of the images, by the same seed.
+        rank: whose part to serve, from 0.
+        ranks: how many run together.
     """
 
     def __init__(
@@ -69,6 +76,8 @@ class Batches:
         shuffle_seed: int | None = None,
         epoch: Callable[[], int] = lambda: 0,
         augmentation: Augmentation = NoAugmentation(),
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.images = images
         self.index = index
@@ -77,9 +86,29 @@ class Batches:
         self.size = size
         self.shuffle_seed = shuffle_seed
         self.epoch = epoch
+        self.rank = rank
+        self.ranks = ranks
 
     def __len__(self) -> int:
-        return -(-len(self.index) // self.size)
+        """Number of this rank's batches."""
+        batches = -(-len(self.index) // self.size)
+        if self.shuffle_seed is None:
+            batches = max(1, len(range(self.rank, batches, self.ranks)))
+        return batches
+
+    def first(self, batch: int) -> int:
+        """Place of the first image of one of this rank's batches among all images served."""
+        if self.shuffle_seed is None:
+            batch = batch * self.ranks + self.rank
+        return batch * self.size
+
+    def weight(self, batch: int) -> float:
+        """This rank's share of the images of a training batch, times the number of ranks.
+
+        The mean over ranks of their losses, times this, is the mean over the whole batch's images.
+        """
+        images = min(self.size, len(self.index) - self.first(batch))
+        return len(range(self.rank, images, self.ranks)) * self.ranks / images
 
     def __iter__(self) -> Iterator[Batch]:
         index, seed, epoch = self.index, self.shuffle_seed or 0, self.epoch()
@@ -90,11 +119,24 @@ class Batches:
             self._prepared = self.augmentation.prepare(self.images.pixels)
         index = index.to(self.images.pixels.device)
         keys = image_keys(index, seed=seed, purpose="augmentation", epoch=epoch)
-        for chosen, key in zip(
-            torch.split(index, self.size), torch.split(keys, self.size), strict=True
-        ):
+        batches = list(
+            zip(torch.split(index, self.size), torch.split(keys, self.size), strict=True)
+        )
+        for chosen, key in self._part(batches):
             pixels = self.augmentation.take(self._prepared, chosen, key)
             yield Batch(pixels.float().div_(255), self.images.labels[chosen], chosen)
+
+    def _part(self, batches: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """What this rank gets of all batches: an index and keys for each of its own."""
+        if self.shuffle_seed is None:
+            index, keys = batches[0]
+            return list(batches[self.rank :: self.ranks]) or [(index[:0], keys[:0])]
+        # A rank that gets nothing of the last batch takes part with an image of weight 0.
+        parts = [
+            slice(self.rank, None, self.ranks) if self.rank < len(index) else slice(0, 1)
+            for index, _ in batches
+        ]
+        return [(index[p], keys[p]) for (index, keys), p in zip(batches, parts, strict=True)]
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
@@ -123,7 +165,7 @@ class ImageDataModule(LightningDataModule):
     A data set is a subclass with a `load` method; the splits, batches and order come from here.
 
     Args:
-        batch_size: training images per optimizer step.
+        batch_size: training images per optimizer step, of all devices together.
         eval_batch_size: images per batch in validation, test and prediction; the attacks run on
             batches of this size.
         validation_size: training images held out for validation: a draw that is stratified by
@@ -178,8 +220,11 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the images and check that the splits fit them; called by the Trainer."""
-        if self.trainer is not None and self.trainer.world_size > 1:
-            raise UserError("trainer.devices: training and testing run on one device for now")
+        if stage == "fit" and self.batch_size % self.ranks:
+            raise UserError(
+                f"data.batch_size: {self.batch_size} images cannot be shared out evenly among "
+                f"{self.ranks} devices"
+            )
         train, test = self._images()
         if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
             # All of them at once: no batch ever waits for its way to the GPU.
@@ -193,6 +238,16 @@ class ImageDataModule(LightningDataModule):
             if size is not None and size > most:
                 raise UserError(f"data.{name}: {size}, but there are {most} images for it")
 
+    @property
+    def rank(self) -> int:
+        """Number of this process among those that run together."""
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def ranks(self) -> int:
+        """How many processes run together."""
+        return 1 if self.trainer is None else self.trainer.world_size
+
     def train_dataloader(self) -> Batches:
         """Training batches, in an order that is a function of the seed and the epoch."""
         index = self._training_order()[self.validation_size :][: self.train_size]
@@ -203,6 +258,8 @@ class ImageDataModule(LightningDataModule):
             shuffle_seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
             augmentation=self.augmentation,
+            rank=self.rank,
+            ranks=self.ranks,
         )
 
     def val_dataloader(self) -> Batches | list[Batches]:
@@ -210,7 +267,7 @@ class ImageDataModule(LightningDataModule):
         if self.validation_size == 0:
             return []
         index = self._training_order()[: self.validation_size]
-        return Batches(self._images()[0], index, size=self.eval_batch_size)
+        return self._in_order(self._images()[0], index)
 
     def test_dataloader(self) -> Batches:
         """Test images, in their own order."""
@@ -218,17 +275,24 @@ class ImageDataModule(LightningDataModule):
         index = torch.arange(len(test.labels))
         if self.test_size is not None:
             index = stratified_order(test.labels, self.SPLIT_SEED)[: self.test_size]
-        return Batches(test, index.sort().values, size=self.eval_batch_size)
+        return self._in_order(test, index.sort().values)
+
+    def test_batch(self, index: Tensor) -> Batch:
+        """Test images by their positions, int64, (n,)."""
+        test = self._images()[1]
+        return next(iter(Batches(test, index, size=max(1, len(index)))))
 
     def attacker_dataloader(self) -> Batches:
-        """Test images in the order in which an attacker who needs some takes them."""
-        return self.test_dataloader()
+        """All test images in the order in which an attacker who needs some takes them."""
+        batches = self.test_dataloader()
+        batches.rank, batches.ranks = 0, 1  # every rank's attacker is the same
+        return batches
 
     def test_sample(self, size: int) -> Batch:
         """Some of the images that `test_dataloader` serves: a stratified draw of at most `size`."""
         test = self._images()[1]
         index = stratified_order(test.labels, self.SPLIT_SEED)[: self.test_size][:size]
-        return next(iter(Batches(test, index.sort().values, size=max(1, len(index)))))
+        return self.test_batch(index.sort().values)
 
     def predict_dataloader(self) -> Batches:
         """The images of `predict_folder`, or else the test images."""
@@ -239,7 +303,11 @@ class ImageDataModule(LightningDataModule):
         pixels = torch.stack([self.read(file, shape) for file in files])
         self.predict_names = [str(file) for file in files]
         images = Images(pixels, torch.full((len(files),), -1))
-        return Batches(images, torch.arange(len(files)), size=self.eval_batch_size)
+        return self._in_order(images, torch.arange(len(files)))
+
+    def _in_order(self, images: Images, index: Tensor) -> Batches:
+        size = self.eval_batch_size
+        return Batches(images, index, size=size, rank=self.rank, ranks=self.ranks)
 
     def read(self, file: Path, shape: tuple[int, ...]) -> Tensor:
         """Read one image as the data set's own are; see `read_image`."""
@@ -266,7 +334,11 @@ def find_images(folder: Path, setting: str) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{setting}: {folder} is not a folder")
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in (".png", ".jpg", ".jpeg") and not file.name.startswith(".")
+    )
     if not files:
         raise UserError(f"{setting}: {folder} holds no .png, .jpg or .jpeg file")
     return files
@@ -287,9 +359,12 @@ def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
     """
     pixels: Tensor
     try:
-        pixels = decode_image(str(file), ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB)
+        mode = ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB
+        pixels = decode_image(str(file), mode, apply_exif_orientation=True)
     except RuntimeError:
         raise UserError(f"{file}: not a readable PNG or JPEG image") from None
+    if pixels.dim() != 3 or len(pixels) != shape[0]:  # GIF or WebP under another name
+        raise UserError(f"{file}: not a PNG or JPEG image, whatever it is called; convert it")
     if pixels.dtype != torch.uint8:
         raise UserError(f"{file}: has more than 8 bits a colour; convert it to 8")
     if len(shape) > 1 and pixels.shape[1:] != shape[1:]:

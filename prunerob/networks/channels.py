@@ -24,6 +24,10 @@ class Stream:
     readers: tuple[str, ...] = ()
     norms: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("readers", "norms"):  # lists could not be told apart by their hash
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Channels:

@@ -281,8 +281,10 @@ def _groups(channels: Mapping[str, Channels]) -> list[_Group]:
             groups.append(_Group((name,), leads.readers, leads.norms))
         elif name == streams[leads.stream][0]:
             names = tuple(streams[leads.stream])
-            own = [norm for writer in names for norm in channels[writer].norms]
-            groups.append(_Group(names, leads.stream.readers, (*leads.stream.norms, *own)))
+            norms = [norm for writer in names for norm in channels[writer].norms]
+            readers = [reader for writer in names for reader in channels[writer].readers]
+            stream = leads.stream
+            groups.append(_Group(names, (*stream.readers, *readers), (*stream.norms, *norms)))
     return groups
 
 

@@ -39,8 +39,3 @@ class Normalize(nn.Module):
         if x.shape[1] != len(self.mean):
             raise ValueError(f"images have {x.shape[1]} channels, mean and std {len(self.mean)}")
         return (x - self.mean) / self.std
-
-
-def has_batch_norm(network: nn.Module) -> bool:
-    """Whether what a network answers to an image depends, in training, on the batch it is in."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())

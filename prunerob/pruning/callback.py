@@ -33,6 +33,7 @@ from prunerob.pruning.masks import (
     silence_filters,
     without,
 )
+from prunerob.ranks import check_agreement, from_first, wrap_anew
 from prunerob.robustness import wilson_interval
 from prunerob.runs import find_weights, read_checkpoint, run_folder, write_whole
 from prunerob.tensorboard import log_shares, log_weight_histograms
@@ -55,16 +56,18 @@ class Pruning(Callback):
         criterion: `prunerob.pruning.weight_magnitude` or `filter_l1`, or their baselines
             `random_weights` and `random_filters`; or a function of your own.
         reading: which share `amount` is, for filters: "filters", "weights" in them, or
-            "parameters" gone from the compressed network; see `prunerob.pruning.masks`.
+            "parameters" that are 0 with them; see `prunerob.pruning.masks`.
         residual: what becomes of filters that write to a residual stream, which several layers
             add to and many read: "keep" does not rank them; "silence" ranks each by itself, and a
             pruned one adds nothing to a channel that stays; "remove" ranks the stream's channels,
             and takes each with all filters that write to it.
-        exclude: names of layers to leave out.
+        exclude: names of layers to leave out; with `residual` "remove", one that writes to a
+            stream keeps all that do.
         keep_per_layer: share of each layer's weights or filters that stays whatever their score,
             in [0, 1).
         keep_multiple_of: round the number of filters that each layer keeps up to a multiple of
-            this, such as 8 or 16: such layers are faster, and less is pruned.
+            this, such as 8 or 16: such layers are faster, and less is pruned. Filters that are
+            silenced on a residual stream are not rounded.
         narrow: fine-tune the really narrower network, without the silent channels, which is as
             much faster as it is smaller; for filters. Attacks and evaluation do without them
             either way, and checkpoints hold the full shape.
@@ -153,7 +156,7 @@ class Pruning(Callback):
             raise UserError(
                 "trainer.max_epochs: phases are counted in epochs; set it, not max_steps"
             )
-        # Whether the amount can be reached depends on shapes alone, not on the weights.
+        # Whether the amount can be reached hardly depends on the weights.
         masks, scores = self._make_masks(module)
         if not scores_filters(scores) and (self.narrow or self.keep_multiple_of > 1):
             name = "narrow" if self.narrow else "keep_multiple_of"
@@ -241,7 +244,10 @@ class Pruning(Callback):
         log_weight_histograms(trainer, module.network, "1 before pruning")
         self._measure(trainer, module, "before")
 
-        self.masks, scores = self._make_masks(module)
+        made, scores = self._make_masks(module)
+        # One rank's: a criterion of the user's may draw, or sum in an order of its own.
+        first = from_first({name: mask.cpu() for name, mask in made.items()})
+        self.masks = {name: mask.to(module.device) for name, mask in first.items()}
         if empty := emptied_layers(self.masks):
             raise UserError(
                 f"pruning.amount: {self.amount} would empty {', '.join(empty)}; prune less, name "
@@ -256,8 +262,11 @@ class Pruning(Callback):
 
         module.is_fine_tuning = True
         self._take_channels_out(module)
+        if module.optimizes_narrow:
+            wrap_anew(trainer)
         trainer.strategy.setup_optimizers(trainer)
         self._hold(trainer, module)
+        self._check_agreement(f"after pruning in epoch {self.epoch}", module)
 
         self._measure(trainer, module, "after")
         log_weight_histograms(trainer, module.network, "2 after pruning")
@@ -346,9 +355,16 @@ class Pruning(Callback):
         for optimizer in trainer.optimizers:
             optimizer.register_step_post_hook(reapply)
 
+    def _check_agreement(self, when: str, module: Classifier) -> None:
+        """Stop where ranks hold different masks, or weights."""
+        assert self.masks is not None
+        masks = {f"the mask of {name}": mask for name, mask in self.masks.items()}
+        check_agreement(when, {**masks, **module.network.state_dict()})
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the result, while the device is at hand."""
         if self.masks is not None:
+            self._check_agreement("at the end", cast(Classifier, pl_module))
             self.accuracies["fine-tuned"] = cast(Classifier, pl_module).final_validation()
 
     # What it did

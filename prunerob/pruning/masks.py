@@ -6,8 +6,9 @@ how much they prune; papers differ in which of them they mean by "75 % of parame
 - "filters": filters pruned, of all filters of convolutions, those that were not ranked included;
 - "weights": weights in pruned filters, of those in all filters; or, where single weights are
   pruned, of all that were ranked;
-- "parameters": parameters gone from the compressed network, of all it had: the filters' weights
-  and biases, their normalisation's parameters and the next layer's weights that read them.
+- "parameters": parameters that are 0, of all: the filters' weights and biases, their
+  normalisation's parameters and the next layer's weights that read them. All of these are gone from
+  the narrow network, but for filters that are silenced on a residual stream (below).
 
 In a residual network some filters write to a residual stream, to which others add. What becomes of
 those has three answers, too:
@@ -135,7 +136,7 @@ def _prune_filters(
     keep_per_layer: float,
     keep_multiple_of: int,
 ) -> Masks:
-    groups = _groups(network, scores) if together else []
+    groups = [group for group in _streams(network) if group[0] in scores] if together else []
     units = _pooled(network, scores, groups)
     order, total = _order(units, keep_per_layer)
 
@@ -160,7 +161,12 @@ def _prune_filters(
             f"pruning.amount: {amount} of the {reading} cannot be pruned and leave filters in "
             f"every layer; at most {share(len(order)):.4f} can{also}"
         )
-    rounded = {n: _round_kept_up(g, units[n], keep_multiple_of) for n, g in gone(count).items()}
+    # Where filters of a stream go one by one, its width is not theirs, and rounding would be idle.
+    alone = set() if together else {name for group in _streams(network) for name in group}
+    rounded = {
+        name: marks if name in alone else _round_kept_up(marks, units[name], keep_multiple_of)
+        for name, marks in gone(count).items()
+    }
     return masks(rounded)
 
 
@@ -175,9 +181,16 @@ def ranked(network: nn.Module, scores: Scores, residual: Residual) -> Scores:
     Raises:
         UserError: none may.
     """
-    if not scores_filters(scores) or not isinstance(network, ChannelMap) or residual == "silence":
+    if not scores_filters(scores):
         return scores
+    if not isinstance(network, ChannelMap):
+        raise UserError(
+            f"pruning.criterion: {type(network).__name__} does not say where its channels lead, so "
+            "its filters cannot be pruned; give it a channels() method as MnistCNN has"
+        )
     left = dict(scores)
+    if residual == "silence":
+        return left
     for group in writers(network.channels()).values():
         # Those of a stream go together, or not at all.
         if residual == "keep" or any(f"{name}.weight" not in scores for name in group):
@@ -185,16 +198,15 @@ def ranked(network: nn.Module, scores: Scores, residual: Residual) -> Scores:
                 left.pop(f"{name}.weight", None)
     if not left:
         raise UserError(
-            f"pruning.residual: {residual} leaves no filters to prune, with what is excluded"
+            f"pruning.residual: {residual} leaves no filters to prune (nor does pruning.exclude)"
         )
     return left
 
 
-def _groups(network: nn.Module, scores: Scores) -> list[list[str]]:
-    """The weights that write to each residual stream whose channels are ranked."""
+def _streams(network: nn.Module) -> list[list[str]]:
+    """The weights that write to each residual stream."""
     groups = writers(cast(ChannelMap, network).channels()).values()
-    named = [[f"{name}.weight" for name in group] for group in groups]
-    return [group for group in named if group[0] in scores]
+    return [[f"{name}.weight" for name in group] for group in groups]
 
 
 def _pooled(network: nn.Module, scores: Scores, groups: list[list[str]]) -> Scores:
@@ -384,6 +396,8 @@ def silence_filters(network: nn.Module, gone: Mapping[str, Tensor]) -> Masks:
                 full = masks.setdefault(f"{owner}.{parameter}", _ones(value, gone))
                 full[gone] = False
         for reader in readers:
+            if getattr(network.get_submodule(reader), "groups", 1) != 1:
+                continue  # its weights do not stand in columns by channel
             value = network.get_submodule(reader).get_parameter("weight")
             full = masks.setdefault(f"{reader}.weight", _ones(value, gone))
             # A linear layer behind a flatten reads a channel's pixels side by side.

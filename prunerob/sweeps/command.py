@@ -7,6 +7,7 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def run_sweeps(sweeps: Sequence[Sweep], *, jobs: int | None, threads: int | None
     if at_once < 1 or (threads is not None and threads < 1):
         raise UserError("--jobs and --threads are 1 or more")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    _prepare_data(sweeps)
     queue = [job for sweep in sweeps for job in sweep.jobs()]
     return run_jobs(queue, at_once=at_once, threads=threads or max(1, (cores or 1) // at_once))
 
@@ -129,14 +131,66 @@ def make_sweep(options: Mapping[str, Any]) -> Sweep:
     for name in ("limit_test_batches", "fast_dev_run"):
         if plain["trainer"].get(name) not in (None, False, 1, 1.0):
             raise UserError(f"trainer.{name}: a sweep tests in full; set data.init_args.test_size")
+    if plain["trainer"]["devices"] not in (1, "1"):
+        raise UserError("trainer.devices: each run of a sweep takes one; --jobs runs several")
     # What would be refused after the dense networks are trained is refused now.
     for seed in seeds:
         resolve(["--config", str(config), *settings, "--seed_everything", str(seed)])
     for branch in branches:
-        resolve(["--config", str(config), *settings, *branch.settings()])
+        _check_amount(resolve(["--config", str(config), *settings, *branch.settings()]))
     return Sweep(
         config=config, folder=folder, branches=branches, seeds=seeds, settings=settings, plain=plain
     )
+
+
+def _check_amount(plain: Mapping[str, Any]) -> None:
+    """See that so much can be pruned of the network, as far as that hangs on its shapes.
+
+    Raises:
+        UserError: it cannot.
+    """
+    from prunerob.pruning.masks import make_masks, without
+
+    pruning = plain["pruning"]
+    try:
+        network = _instantiate(plain["model"]["network"])
+        module, _, name = pruning["criterion"].rpartition(".")
+        scores = getattr(import_module(module), name)(network, 0)
+    except UserError:
+        raise
+    except Exception:  # what only the configuration's own parser can build, the run will check
+        return
+    settings = ("reading", "residual", "keep_per_layer", "keep_multiple_of")
+    make_masks(
+        network,
+        without(scores, pruning["exclude"]),
+        pruning["amount"],
+        **{name: pruning[name] for name in settings},
+    )
+
+
+def _prepare_data(sweeps: Sequence[Sweep]) -> None:
+    """Have the images ready once, before runs side by side would fetch them.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    done = []
+    for sweep in sweeps:
+        data = sweep.plain["data"]
+        if data not in done:
+            _instantiate(data).prepare_data()
+            done.append(data)
+
+
+def _instantiate(spec: Mapping[str, Any]) -> Any:
+    """What a class_path with its init_args stands for."""
+    module, _, name = spec["class_path"].rpartition(".")
+    settings = {
+        key: _instantiate(value) if isinstance(value, Mapping) and "class_path" in value else value
+        for key, value in (spec.get("init_args") or {}).items()
+    }
+    return getattr(import_module(module), name)(**settings)
 
 
 def settings_of_sweeps(settings: Sequence[str]) -> list[str]:

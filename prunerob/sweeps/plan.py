@@ -98,7 +98,10 @@ def make_branches(criteria: Sequence[str], amounts: Sequence[float]) -> list[Bra
                 f"criterion: {criterion} is unknown; there are {known}, and import paths"
             )
         if reading and reading not in READINGS:
-            raise UserError(f"criterion: {text}: the readings are {', '.join(READINGS)}")
+            raise UserError(
+                f"criterion: {text}: the readings are {', '.join(READINGS)}; what becomes of "
+                "residual streams comes third, as in filter:weights:silence"
+            )
         if residual and residual not in RESIDUALS:
             raise UserError(
                 f"criterion: {text}: residual streams have one of {', '.join(RESIDUALS)}"

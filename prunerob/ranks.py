@@ -1,0 +1,84 @@
+"""Several processes, one run: what the ranks tell each other. On a single device they are one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from prunerob.errors import UserError
+
+T = TypeVar("T")
+
+
+def ranks() -> int:
+    """How many processes run together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(value: T) -> list[T]:
+    """What every rank has, in their order; all must ask.
+
+    Args:
+        value: this rank's; tensors in it on the CPU.
+    """
+    if ranks() == 1:
+        return [value]
+    found: list[Any] = [None] * ranks()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def from_first(value: T) -> T:
+    """What rank 0 has, on all ranks; all must ask."""
+    return gather(value)[0]
+
+
+@torch.no_grad()
+def share_buffers(network: nn.Module) -> None:
+    """Give all ranks the buffers of rank 0: each has normalised batches of its own."""
+    if ranks() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def wrap_anew(trainer: Trainer) -> None:
+    """Let DDP reduce the gradients of the parameters that the module has now."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        strategy.model = strategy.lightning_module
+        strategy.configure_ddp()
+
+
+def check_agreement(when: str, tensors: Mapping[str, Tensor]) -> None:
+    """Stop where ranks differ that must be the same, to the bit.
+
+    Args:
+        when: at which moment, for the error.
+        tensors: weights or masks, by name.
+
+    Raises:
+        UserError: a rank differs from rank 0; on all ranks, with its number and the tensor's name.
+    """
+    if ranks() == 1:
+        return
+    first, *others = gather({name: _digest(tensor) for name, tensor in tensors.items()})
+    for number, other in enumerate(others, 1):
+        for name in first.keys() | other.keys():
+            if first.get(name) != other.get(name):
+                raise UserError(
+                    f"{when}, rank {number} differs from rank 0 in {name}: their devices or "
+                    "libraries are not alike, or something draws from a generator of its own"
+                )
+
+
+def _digest(tensor: Tensor) -> str:
+    """A fingerprint of a tensor's shape and bits."""
+    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(f"{tuple(tensor.shape)}".encode() + content).hexdigest()
