@@ -96,6 +96,23 @@ def test_clean_and_adversarial_examples_meet_batch_norm_as_said(
         torch.testing.assert_close(network.state_dict()[name], value, msg=name)
 
 
+def test_what_is_counted_is_counted_in_float32(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Whatever the precision of training: a pixel of bfloat16 is off by up to half of 1/255."""
+    network = copy.deepcopy(trained)
+    module = classifier(network, AdversarialTraining())
+    batch = Batch(digits[0][:4], digits[1][:4], torch.arange(4))
+    seen: list[torch.dtype] = []
+    network.linear.register_forward_hook(lambda m, a, out: seen.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        network(batch.x)
+        assert seen == [torch.bfloat16]
+        module._judge(batch, 0)
+        module.predict_step(batch, 0)
+    assert seen[1:] == [torch.float32] * 2
+
+
 class Spy(FGSM):
     """Notes the eps that it is given."""
 

@@ -463,6 +463,20 @@ def test_filters_on_residual_streams_go_by_request(
     assert f"filter (weights, {residual})" in capsys.readouterr().out
 
 
+def test_checkpoints_from_before_there_was_a_setting_had_its_default(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    del checkpoint["callbacks"]["Pruning"]["settings"]["residual"]
+    torch.save(checkpoint, "old.ckpt")
+    fit = ["fit", "--config", TINY]
+    for masks_from in ([], ["--pruning.masks_from", "old.ckpt", "--pruning.epoch", "0"]):
+        start = masks_from or ["--ckpt_path", "old.ckpt", "--trainer.max_epochs", "5"]
+        main([*fit, *start])
+        told = refused(capsys, *fit, *start, "--pruning.residual", "remove")
+        assert "pruning.residual: " in told
+
+
 def test_training_without_validation_images() -> None:
     main(["fit", "--config", TINY, "--data.validation_size", "0"])
     run = Path("lightning_logs/tiny/version_0")

@@ -15,9 +15,10 @@ import yaml
 from prunerob import reproduce
 from prunerob.cli import main
 from prunerob.paper import TABLES, PaperTable, Recipe, Row
-from prunerob.reports.results import Point, read_results
+from prunerob.reports.results import Point, _point, read_results
 from prunerob.reports.tables import operating_points, to_csv
 from prunerob.review import sign_test
+from prunerob.sweeps.plan import make_branches
 from tests.test_cli import TINY, refused
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -248,6 +249,21 @@ def test_the_paper_s_tables_can_be_swept() -> None:
         "filter": [0.65, 0.4],
         "filter:parameters": [0.65, 0.4],
     }
+
+
+def test_tables_and_reports_call_a_way_of_pruning_the_same() -> None:
+    assert reproduce._told("filter") == "weights"
+    assert reproduce._told("filter:parameters") == "parameters"
+    assert reproduce._told("filter:weights:silence") == "weights, silence"
+    names = []
+    for text in TABLES["table3"].amounts_of("PGD"):
+        (branch,) = make_branches([text], [0.5])
+        words = branch.settings()
+        keys = [word.removeprefix("--pruning.") for word in words[::2]]
+        defaults = {"reading": "weights", "residual": "keep", "epoch": 1, "masks_from": None}
+        said = {**defaults, **dict(zip(keys, words[1::2], strict=True)), "amount": 0.5}
+        names.append(_point("PGD", said).method)
+    assert names == ["weight", "filter (parameters)", "filter (weights, silence)"]
 
 
 def test_reproduce_needs_a_known_table_and_the_configurations(
