@@ -437,10 +437,10 @@ class Classifier(LightningModule):
             validation attack is not that already): the probe for catastrophic overfitting.
         """
         x, y, index = batch
-        network = self.attacked(x)
-        n = min(len(y), attacked)
         if not len(y):
             return {}
+        network = self.attacked(x)
+        n = min(len(y), attacked)
         with self._in_float32():
             correct = {"clean": network(x).argmax(1) == y}
             if n > 0:

@@ -60,6 +60,7 @@ def run(args: Sequence[str]) -> None:
         logging.getLogger(logger).addFilter(lambda record: "Tip:" not in record.getMessage())
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
     warnings.filterwarnings("ignore", r".*smaller than the logging interval")  # logs are by epoch
+    warnings.filterwarnings("ignore", r".*recommended to use .*sync_dist=True")  # counts are of all
 
     command, *rest = args
     known = ArgumentParser(add_help=False, allow_abbrev=False)
