@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -273,6 +274,11 @@ class CommandLine(LightningCLI):
         new = self.subcommand == "fit" and not self.goes_on
         if new and folder and Run(Path(folder)).config.is_file():
             raise UserError(f"{folder} already holds a run; go on with it, or name another")
+        if self.trainer.world_size > 1 and sys.argv[1:2] != [self.subcommand]:
+            # The other ranks repeat the process's command line, whatever it is.
+            raise UserError(
+                f"trainer.devices: start `prunerob {self.subcommand}` from a shell to use several"
+            )
         strategy = self.trainer.strategy
         several = isinstance(strategy, DDPStrategy) and strategy._start_method == "popen"
         if not (several or isinstance(strategy, SingleDeviceStrategy)):
