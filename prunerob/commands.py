@@ -366,7 +366,8 @@ class CommandLine(LightningCLI):
             return
         together.sort(key=lambda batch: int(batch[0][0]))
         file = weights.folder / f"{weights.result('predictions').name}.csv"
-        outputs.write_predictions(file, together, datamodule.predict_names)
+        names, classes = datamodule.predict_names, datamodule.class_names
+        outputs.write_predictions(file, together, names, classes)
         rank_zero_info(f"Written: {file}")
 
     def _load(self, model: Classifier) -> Weights:

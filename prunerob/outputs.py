@@ -60,7 +60,10 @@ def write(robustness: Robustness, weights: Weights, about: Mapping[str, object])
 
 
 def write_predictions(
-    file: Path, batches: Iterable[tuple[Tensor, Tensor]], names: Sequence[str] | None
+    file: Path,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    names: Sequence[str] | None,
+    classes: Sequence[str] | None = None,
 ) -> None:
     """Write the class and the probabilities of each image, one line each.
 
@@ -68,16 +71,21 @@ def write_predictions(
         file: a CSV file to write.
         batches: positions of images, int64, (B,), and their probabilities, float, (B, classes).
         names: of the images by position; None for the positions themselves.
+        classes: names of the classes; None for their numbers.
     """
     with file.open("w", newline="") as opened:
         table = csv.writer(opened, lineterminator="\n")
         for i, (index, probabilities) in enumerate(batches):
             if i == 0:
-                classes = range(probabilities.shape[1])
-                table.writerow(["image", "class", *(f"probability of {c}" for c in classes)])
+                # A network may have more outputs than the data has classes.
+                called = dict(enumerate(classes or ()))
+                every = [called.get(c, str(c)) for c in range(probabilities.shape[1])]
+                table.writerow(["image", "class", *(f"probability of {c}" for c in every)])
             for image, row in zip(index.tolist(), probabilities, strict=True):
                 values = [f"{value:.6g}" for value in row.tolist()]
-                table.writerow([names[image] if names else image, int(row.argmax()), *values])
+                table.writerow(
+                    [names[image] if names else image, every[int(row.argmax())], *values]
+                )
 
 
 def show(robustness: Robustness, weights: Weights, warnings: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from torchvision.io import write_jpeg, write_png
 from prunerob.data import CIFAR10, MNIST, CropAndFlip, ImageFolder
 from prunerob.data.images import Batch, Batches, Images, read_image, stratified_order
 from prunerob.errors import UserError
+from prunerob.outputs import write_predictions
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +277,7 @@ def test_folders_of_images_are_a_data_set(folder: Path, grey: bool) -> None:
     assert train.pixels.shape == (10, 1 if grey else 3, 5, 6)
     assert train.labels.tolist() == [0] * 5 + [1] * 5
     assert test.labels.tolist() == [0, 0, 1, 1]
+    assert data.class_names == ["cat", "dog"]
     brightness = train.pixels.float().mean((1, 2, 3))
     expected = torch.tensor([100.0 * label + 10 * i for label in (0, 1) for i in range(5)])
     assert (brightness - expected).abs().max() <= 2
@@ -416,6 +418,18 @@ def test_cifar_10_is_read_from_torchvision_s_files(batches: Path) -> None:
     assert torch.equal(train.pixels[7:14], rows)
     assert train.labels[7:14].tolist() == raw["labels"]
     assert train.labels.dtype == torch.int64
+    assert data.class_names == [f"class {i}" for i in range(10)]
+
+
+def test_predictions_are_called_by_their_classes_names(tmp_path: Path) -> None:
+    file = tmp_path / "predictions.csv"
+    probabilities = torch.tensor([[0.1, 0.7, 0.2], [0.2, 0.2, 0.6]])
+    write_predictions(
+        file, [(torch.tensor([0, 1]), probabilities)], ["a.png", "b.png"], ["cat", "dog"]
+    )
+    header, *lines = file.read_text().splitlines()
+    assert header == "image,class,probability of cat,probability of dog,probability of 2"
+    assert [line.split(",")[:2] for line in lines] == [["a.png", "dog"], ["b.png", "2"]]
 
 
 def test_what_is_missing_of_cifar_10_is_told(

@@ -93,6 +93,7 @@ class CIFAR10(ImageDataModule):
             parts = [datasets.CIFAR10(self.folder, train=train) for train in (True, False)]
         except (OSError, RuntimeError):
             raise UserError(f"data.folder: {self._missing()}") from None
+        self.class_names = list(parts[0].classes)
         train, test = (
             Images(
                 torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),

@@ -89,6 +89,7 @@ class ImageFolder(ImageDataModule):
         if len(train) < 2:
             raise UserError(f"data.folder: {self.folder}/train has a single class, {min(train)}")
         labels = {name: label for label, name in enumerate(train)}
+        self.class_names = list(labels)
         first = next(iter(train.values()))[0]
         shape = self.read(first, (1 if self.grey else 3,)).shape
         found = self._read_all(train, labels, shape), self._read_all(test, labels, shape)

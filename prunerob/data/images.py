@@ -212,6 +212,8 @@ class ImageDataModule(LightningDataModule):
         self.augmentation = augmentation
         self.seed = seed
         self.predict_names: list[str] | None = None
+        self.class_names: list[str] | None = None
+        """What the classes are called, by number, where `load` found names."""
         self._loaded: tuple[Images, Images] | None = None
 
     @abstractmethod
