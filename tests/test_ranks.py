@@ -134,7 +134,7 @@ def test_the_table_is_the_same_on_any_number_of_ranks(several: int, tmp_path: Pa
     assert tables[0]["scrutiny"]["images"] == 50
 
 
-def test_two_ranks_train_as_one_and_go_on_to_the_same_weights() -> None:
+def test_two_ranks_train_as_one() -> None:
     """320 images in batches of 66: the last one is shared out unevenly."""
     fit = ["fit", "--config", TINY, "--data.batch_size", "66", "--data.eval_batch_size", "20"]
     name = "--trainer.logger.init_args.version"
@@ -152,7 +152,14 @@ def test_two_ranks_train_as_one_and_go_on_to_the_same_weights() -> None:
     images = [report["validation"]["fine-tuned"]["clean"]["images"] for report in reports]
     assert images == [100, 100], "each counted once"
 
-    # Killed after its third epoch, which is pruned, and gone on with.
+
+@pytest.mark.slow
+def test_two_ranks_go_on_to_the_same_weights() -> None:
+    """Killed after the third epoch, which is pruned."""
+    fit = ["fit", "--config", TINY]
+    name = "--trainer.logger.init_args.version"
+    run(*fit, name, "two", devices=2)
+    two = weights("tiny/two")
     process = start(*fit, name, "killed", devices=2)
     last = Path("lightning_logs/tiny/killed/checkpoints/last.ckpt")
     deadline = monotonic() + 240
@@ -163,12 +170,13 @@ def test_two_ranks_train_as_one_and_go_on_to_the_same_weights() -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not Path("lightning_logs/tiny/killed/summary.json").exists(), "killed in the middle"
-    out = run("fit", "--ckpt_path", "lightning_logs/tiny/killed", devices=2)
+    run("fit", "--ckpt_path", "lightning_logs/tiny/killed", devices=2)
     resumed = weights("tiny/killed")
     for key, value in two.items():
         assert torch.equal(resumed[key], value), key
 
 
+@pytest.mark.slow
 def test_narrow_networks_train_on_two_ranks() -> None:
     filters = ["--pruning.criterion", "prunerob.pruning.filter_l1", "--pruning.amount", "0.6"]
     fit = ["fit", "--config", TINY, *filters, "--pruning.narrow", "true"]
