@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from prunerob.attacks.attack import has_bfloat16
-from prunerob.attacks.noise import image_keys
 from prunerob.attacks.pgd import PGD
 from prunerob.cli import main
 from prunerob.data import CIFAR10, ImageDataModule, ImageFolder
 from prunerob.networks import WideResNet
 from prunerob.pixels import Pixels
 from prunerob.runs import load_weights
+from tests.test_precision import accuracy_left
 
 FOLDER = Path(os.environ.get("PRUNEROB_CIFAR10", ""))
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_pgd_fast.yaml"
@@ -89,13 +89,7 @@ def test_bfloat16_attacks_as_strongly(run: Path, steps: int) -> None:
             steps=steps,
             precision=precision,  # type: ignore[arg-type]
         )
-        right = 0
-        for index in torch.arange(len(test.labels)).split(250):
-            x, y = test.pixels[index].float() / 255, test.labels[index]
-            x_adv = attack(network, x, y, key=image_keys(index, seed=0, purpose="test"))
-            with torch.no_grad():
-                right += int((network(x_adv).argmax(1) == y).sum())
-        left[precision] = 100 * right / len(test.labels)
+        left[precision] = accuracy_left(network, attack, test)
     print(left)
     assert 5 < left["float32"] < 95
     assert left["bfloat16"] <= left["float32"] + 0.2

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from torch import nn
+
+from prunerob.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
@@ -60,6 +64,20 @@ class ChannelMap(Protocol):
         All that write to a residual stream must be in it, or none.
         """
         ...
+
+
+def channels_of(network: nn.Module) -> Mapping[str, Channels]:
+    """Where a network's channels lead.
+
+    Raises:
+        UserError: it does not say.
+    """
+    if not isinstance(network, ChannelMap):
+        raise UserError(
+            f"pruning.criterion: {type(network).__name__} does not say where its channels lead, so "
+            "its filters cannot be pruned; give it a channels() method as MnistCNN has"
+        )
+    return network.channels()
 
 
 def writers(channels: Mapping[str, Channels]) -> dict[Stream, list[str]]:

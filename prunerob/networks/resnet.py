@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from prunerob.networks.channels import Channels, Stream
+from prunerob.networks.folding import FoldedConvolution, can_fold
 from prunerob.networks.normalize import CIFAR10_MEAN, CIFAR10_STD, Normalize
 from prunerob.networks.rewrite import AsItIs
 
@@ -121,15 +120,7 @@ class ResNet18(nn.Module):
             pairs += [(block.conv1, block.bn1), (block.conv2, block.bn2)]
             if block.shortcut is not None and block.shortcut_bn is not None:
                 pairs.append((block.shortcut, block.shortcut_bn))
-        as_built = all(
-            type(conv) is nn.Conv2d
-            and type(bn) is nn.BatchNorm2d
-            and bn.running_mean is not None
-            and (conv.bias, conv.padding_mode) == (None, "zeros")
-            and (conv.dilation, conv.groups) == ((1, 1), 1)
-            and conv.padding == (conv.kernel_size[0] // 2,) * 2
-            for conv, bn in pairs
-        )
+        as_built = all(can_fold(conv, bn) for conv, bn in pairs)
         return FoldedResNet18(self) if as_built else None
 
     def channels(self) -> Mapping[str, Channels]:
@@ -157,28 +148,6 @@ class ResNet18(nn.Module):
 def _stream(name: str, writers: Mapping[str, str], readers: Sequence[str]) -> dict[str, Channels]:
     stream = Stream(name=name, readers=tuple(readers))
     return {writer: Channels(norms=(norm,), stream=stream) for writer, norm in writers.items()}
-
-
-class FoldedConvolution(nn.Module):
-    """A convolution in evaluation mode with the BatchNorm behind it folded into it.
-
-    Args:
-        conv: the convolution, without bias.
-        bn: its normalisation.
-    """
-
-    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
-        super().__init__()
-        assert bn.running_mean is not None
-        assert bn.running_var is not None
-        self.weight, self.bias = fuse_conv_bn_weights(
-            conv.weight, None, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
-        )
-        self.stride, self.padding = conv.stride, cast(tuple[int, int], conv.padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform features, float, (B, inputs, H, W)."""
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
 
 class FoldedBasicBlock(nn.Module):

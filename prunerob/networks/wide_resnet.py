@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from prunerob.networks.channels import Channels, Stream
+from prunerob.networks.folding import FoldedConvolution, can_fold
 from prunerob.networks.normalize import CIFAR10_MEAN, CIFAR10_STD, Normalize
 from prunerob.networks.rewrite import AsItIs
 
@@ -121,13 +120,7 @@ class WideResNet(nn.Module):
     def rewrite(self, shape: torch.Size) -> FoldedWideResNet | None:
         """The same function with fewer normalisations; see `prunerob.networks.rewrite`."""
         as_built = all(
-            type(block) is WideBlock
-            and type(block.conv1) is nn.Conv2d
-            and (block.conv1.bias, block.conv1.padding_mode) == (None, "zeros")
-            and (block.conv1.padding, block.conv1.dilation) == ((1, 1), (1, 1))
-            and block.conv1.groups == 1
-            and type(block.bn2) is nn.BatchNorm2d
-            and block.bn2.running_mean is not None
+            type(block) is WideBlock and can_fold(block.conv1, block.bn2)
             for block in self.blocks().values()
         )
         return FoldedWideResNet(self) if as_built else None
@@ -173,18 +166,7 @@ class FoldedBlock(nn.Module):
     def __init__(self, block: WideBlock) -> None:
         super().__init__()
         self.block = block
-        norm = block.bn2
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        self.weight, self.bias = fuse_conv_bn_weights(
-            block.conv1.weight,
-            None,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
+        self.inner = FoldedConvolution(block.conv1, block.bn2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform features, float, (B, inputs, H, W)."""
@@ -192,9 +174,7 @@ class FoldedBlock(nn.Module):
         activated = self.block.bn1(x).relu_()
         if self.block.shortcut is not None:
             x = self.block.shortcut(activated)
-        stride = self.block.conv1.stride
-        inner = F.conv2d(activated, self.weight, self.bias, stride, padding=1).relu_()
-        change: Tensor = self.block.conv2(inner)
+        change: Tensor = self.block.conv2(self.inner(activated).relu_())
         return x + change
 
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunerob.attacks.noise import image_keys, uniform
-from prunerob.errors import UserError
-from prunerob.networks import ChannelMap
+from prunerob.networks.channels import channels_of
 
 Scores = Mapping[str, Tensor]
 Criterion = Callable[[nn.Module, int], Scores]
@@ -86,12 +85,7 @@ def _weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _filters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    if not isinstance(network, ChannelMap):
-        raise UserError(
-            f"pruning.criterion: {type(network).__name__} does not say where its channels lead, so "
-            "its filters cannot be pruned; give it a channels() method as MnistCNN has"
-        )
-    for name in network.channels():
+    for name in channels_of(network):
         yield f"{name}.weight", network.get_submodule(name).get_parameter("weight")
 
 

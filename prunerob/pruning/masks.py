@@ -32,8 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from prunerob.errors import UserError
-from prunerob.networks import ChannelMap, Channels
-from prunerob.networks.channels import writers
+from prunerob.networks.channels import Channels, channels_of, writers
 from prunerob.pruning.criteria import Scores
 
 Masks = Mapping[str, Tensor]
@@ -155,7 +154,7 @@ def _prune_filters(
     # A share of n/N in floating point must not miss an amount that was meant to be the same n/N.
     count = bisect_left(counts, amount - 1e-12, key=share)
     if count == len(counts):
-        left = len(scores) < len(cast(ChannelMap, network).channels())
+        left = len(scores) < len(channels_of(network))
         also = "; pruning.residual and pruning.exclude say which are ranked" if left else ""
         raise UserError(
             f"pruning.amount: {amount} of the {reading} cannot be pruned and leave filters in "
@@ -183,15 +182,10 @@ def ranked(network: nn.Module, scores: Scores, residual: Residual) -> Scores:
     """
     if not scores_filters(scores):
         return scores
-    if not isinstance(network, ChannelMap):
-        raise UserError(
-            f"pruning.criterion: {type(network).__name__} does not say where its channels lead, so "
-            "its filters cannot be pruned; give it a channels() method as MnistCNN has"
-        )
-    left = dict(scores)
+    left, channels = dict(scores), channels_of(network)
     if residual == "silence":
         return left
-    for group in writers(network.channels()).values():
+    for group in writers(channels).values():
         # Those of a stream go together, or not at all.
         if residual == "keep" or any(f"{name}.weight" not in scores for name in group):
             for name in group:
@@ -205,7 +199,7 @@ def ranked(network: nn.Module, scores: Scores, residual: Residual) -> Scores:
 
 def _streams(network: nn.Module) -> list[list[str]]:
     """The weights that write to each residual stream."""
-    groups = writers(cast(ChannelMap, network).channels()).values()
+    groups = writers(channels_of(network)).values()
     return [[f"{name}.weight" for name in group] for group in groups]
 
 
@@ -388,7 +382,7 @@ def silence_filters(network: nn.Module, gone: Mapping[str, Tensor]) -> Masks:
         masks, bool, in each masked parameter's shape, on the device of `gone`.
     """
     masks: dict[str, Tensor] = {}
-    channels = cast(ChannelMap, network).channels()
+    channels = channels_of(network)
 
     def take(owners: Sequence[str], readers: Sequence[str], gone: Tensor) -> None:
         for owner in owners:

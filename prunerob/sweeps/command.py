@@ -149,17 +149,18 @@ def _check_amount(plain: Mapping[str, Any]) -> None:
     Raises:
         UserError: it cannot.
     """
-    from prunerob.pruning.masks import make_masks, without
+    from prunerob.pruning.masks import make_masks, scores_filters, without
 
     pruning = plain["pruning"]
     try:
         network = _instantiate(plain["model"]["network"])
-        module, _, name = pruning["criterion"].rpartition(".")
-        scores = getattr(import_module(module), name)(network, 0)
+        scores = _import(pruning["criterion"])(network, 0)
     except UserError:
         raise
     except Exception:  # what only the configuration's own parser can build, the run will check
         return
+    if not scores_filters(scores) and not pruning["keep_per_layer"]:
+        return  # any share of single weights can go, and sorting millions of them takes a second
     settings = ("reading", "residual", "keep_per_layer", "keep_multiple_of")
     make_masks(
         network,
@@ -185,12 +186,16 @@ def _prepare_data(sweeps: Sequence[Sweep]) -> None:
 
 def _instantiate(spec: Mapping[str, Any]) -> Any:
     """What a class_path with its init_args stands for."""
-    module, _, name = spec["class_path"].rpartition(".")
     settings = {
         key: _instantiate(value) if isinstance(value, Mapping) and "class_path" in value else value
         for key, value in (spec.get("init_args") or {}).items()
     }
-    return getattr(import_module(module), name)(**settings)
+    return _import(spec["class_path"])(**settings)
+
+
+def _import(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def settings_of_sweeps(settings: Sequence[str]) -> list[str]:
