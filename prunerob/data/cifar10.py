@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +12,7 @@ from torchvision.datasets.utils import check_integrity
 from prunerob.data.augmentation import Augmentation, NoAugmentation
 from prunerob.data.images import ImageDataModule, Images
 from prunerob.errors import UserError
+from prunerob.locks import locked
 from prunerob.outputs import check_writable
 
 
@@ -69,7 +68,7 @@ class CIFAR10(ImageDataModule):
         if self._is_intact() or not (self.download or archive.is_file()):
             return
         check_writable(folder)
-        with alone_in(folder):
+        with locked(folder / ".cifar10.lock", wait=True):
             if self._is_intact():  # another process was faster
                 return
             damaged = archive.is_file() and not check_integrity(
@@ -116,16 +115,3 @@ class CIFAR10(ImageDataModule):
             f"from {datasets.CIFAR10.url} and put it there, or take images of your own with data "
             "prunerob.data.ImageFolder"
         )
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process of this machine prepares a folder; a no-op without `flock`."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (folder / ".cifar10.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -9,8 +9,8 @@ import re
 import shlex
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from multiprocessing.process import BaseProcess
@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunerob.errors import UserError
+from prunerob.locks import locked
 from prunerob.sweeps.plan import Job
 
 POLL = 0.2
@@ -126,30 +127,13 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int) -> dict[Job, st
     with ExitStack() as locks:
         for folder in sorted({job.sweep for job in jobs}):
             folder.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(_lock(folder))
+            try:  # two would train in one run
+                locks.enter_context(locked(folder / ".lock", wait=False))
+            except BlockingIOError:
+                raise UserError(f"another sweep is running in {folder}") from None
         for job in jobs:
             job.check()
         return _run_jobs(jobs, at_once, threads)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep others out of a sweep's folder: two would train in one run.
-
-    Raises:
-        UserError: another is in it.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another sweep is running in {folder}") from None
-        yield
 
 
 def _run_jobs(jobs: Sequence[Job], at_once: int, threads: int) -> dict[Job, str]:
