@@ -40,7 +40,7 @@ bench: .venv-bench/ready
 
 # uv installs the set in about a minute, pip in about three.
 .venv/ready: pyproject.toml constraints.txt
-	$(call install,.venv,constraints.txt,test)
+	$(call install,.venv,constraints.txt,test$(comma)ray)
 
 # The peers have a place of their own: torchattacks wants old versions of what others use.
 .venv-bench/ready: pyproject.toml benchmarks/constraints.txt

@@ -108,7 +108,7 @@ def run(args: Sequence[str]) -> None:
                 "settings": [*recipe.settings, *settings],
             }
             sweeps.append(make_sweep(options))
-        failed = bool(run_sweeps(sweeps, jobs=said.jobs, threads=said.threads))
+        failed = bool(run_sweeps(sweeps, vars(said)))
     report(what, paper, folder, tolerance=said.tolerance)
     if failed:
         raise SystemExit(1)

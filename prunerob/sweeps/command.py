@@ -15,6 +15,7 @@ import yaml
 
 from prunerob.arguments import Arguments, integers, numbers, words
 from prunerob.errors import UserError
+from prunerob.sweeps.executor import Executor
 from prunerob.sweeps.plan import Branch, Job, Sweep, add_branch, make_branches, refuse_repeated
 
 DESCRIPTION = """\
@@ -73,34 +74,99 @@ def run(args: Sequence[str]) -> None:
     said, settings = parser.parse_known_args(rest)
     options = _read(file, said, settings)
 
-    failed = run_sweeps([make_sweep(options)], jobs=options["jobs"], threads=options["threads"])
-    if failed:
+    if run_sweeps([make_sweep(options)], options):
         raise SystemExit(1)
 
 
+RUNNING = ("executor", "jobs", "threads", "ray_address", "gpus")
+"""The options that say how to run, not what."""
+
+
 def add_options_of_running(parser: Arguments) -> None:
-    """Add what is said about how to run, not what."""
-    parser.add_argument("--jobs", type=int, help="runs side by side (default 1)")
+    """Add the options of `RUNNING`."""
     parser.add_argument(
-        "--threads", type=int, help="CPU threads of each run (default: the cores, shared out)"
+        "--executor",
+        choices=("local", "ray"),
+        help="local: processes of this machine (default); ray: tasks of Ray, on this machine or a "
+        "cluster whose machines share the working directory and the runs' folder",
+    )
+    parser.add_argument(
+        "--jobs", type=int, help="runs side by side (default: local 1, ray as many as have room)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="CPU threads of each run (default: local the cores, shared out; ray 1)",
+    )
+    parser.add_argument(
+        "--ray-address",
+        help="of a cluster, HOST:6379 or auto (default: RAY_ADDRESS, or a Ray of this machine that "
+        "ends with the sweep)",
+    )
+    parser.add_argument(
+        "--gpus",
+        type=float,
+        help="with ray, the share of a GPU that each run gets, 0 to 1 (default 1 if there are any)",
     )
 
 
-def run_sweeps(sweeps: Sequence[Sweep], *, jobs: int | None, threads: int | None) -> dict[Job, str]:
+def run_sweeps(sweeps: Sequence[Sweep], options: Mapping[str, Any]) -> dict[Job, str]:
     """Run sweeps, all their jobs in one queue.
+
+    Args:
+        sweeps: what to run.
+        options: how, by the names of `RUNNING`; each may be None.
 
     Returns:
         the runs that failed, with the reason.
     """
-    from prunerob.sweeps.workers import run_jobs
+    from prunerob.sweeps.queue import run_jobs
 
-    at_once = 1 if jobs is None else jobs
-    if at_once < 1 or (threads is not None and threads < 1):
-        raise UserError("--jobs and --threads are 1 or more")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    executor = _make_executor(sweeps, **{name: options[name] for name in RUNNING})
     _prepare_data(sweeps)
-    queue = [job for sweep in sweeps for job in sweep.jobs()]
-    return run_jobs(queue, at_once=at_once, threads=threads or max(1, (cores or 1) // at_once))
+    return run_jobs([job for sweep in sweeps for job in sweep.jobs()], executor)
+
+
+def _make_executor(
+    sweeps: Sequence[Sweep],
+    *,
+    executor: str | None,
+    jobs: int | None,
+    threads: int | None,
+    ray_address: str | None,
+    gpus: float | None,
+) -> Executor:
+    """The executor of that name, which need not exist yet.
+
+    Raises:
+        UserError: the options do not go together.
+    """
+    if (jobs is not None and jobs < 1) or (threads is not None and threads < 1):
+        raise UserError("--jobs and --threads are 1 or more")
+    if executor == "ray":
+        from prunerob.sweeps.cluster import RayTasks
+
+        accelerators = {sweep.plain["trainer"]["accelerator"] for sweep in sweeps}
+        if gpus is not None and not 0 <= gpus <= 1:
+            raise UserError(f"--gpus: {gpus:g} lies outside [0, 1]; a run takes one device")
+        if gpus == 0 and accelerators & {"gpu", "cuda"}:
+            raise UserError("--gpus: 0, but trainer.accelerator asks for one")
+        return RayTasks(
+            address=ray_address or os.environ.get("RAY_ADDRESS"),
+            at_once=jobs,
+            threads=threads or 1,
+            gpus=gpus,
+            may_use_gpu=accelerators != {"cpu"},
+        )
+    for name, value in (("--ray-address", ray_address), ("--gpus", gpus)):
+        if value is not None:
+            raise UserError(f"{name} is for --executor ray")
+
+    from prunerob.sweeps.processes import Processes
+
+    at_once = jobs or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Processes(at_once=at_once, threads=threads or max(1, (cores or 1) // at_once))
 
 
 def make_sweep(options: Mapping[str, Any]) -> Sweep:
@@ -153,7 +219,7 @@ def _check_amount(plain: Mapping[str, Any]) -> None:
 
     pruning = plain["pruning"]
     try:
-        network = _instantiate(plain["model"]["network"])
+        network = instantiate(plain["model"]["network"])
         scores = _import(pruning["criterion"])(network, 0)
     except UserError:
         raise
@@ -180,14 +246,14 @@ def _prepare_data(sweeps: Sequence[Sweep]) -> None:
     for sweep in sweeps:
         data = sweep.plain["data"]
         if data not in done:
-            _instantiate(data).prepare_data()
+            instantiate(data).prepare_data()
             done.append(data)
 
 
-def _instantiate(spec: Mapping[str, Any]) -> Any:
+def instantiate(spec: Mapping[str, Any]) -> Any:
     """What a class_path with its init_args stands for."""
     settings = {
-        key: _instantiate(value) if isinstance(value, Mapping) and "class_path" in value else value
+        key: instantiate(value) if isinstance(value, Mapping) and "class_path" in value else value
         for key, value in (spec.get("init_args") or {}).items()
     }
     return _import(spec["class_path"])(**settings)
@@ -224,8 +290,7 @@ def _read(file: str | None, said: Namespace, settings: Sequence[str]) -> dict[st
         "seed": [0],
         "folder": None,
         "scratch": False,
-        "jobs": None,
-        "threads": None,
+        **dict.fromkeys(RUNNING),
         "settings": [],
     }
     if file is not None:
@@ -241,6 +306,17 @@ def _read(file: str | None, said: Namespace, settings: Sequence[str]) -> dict[st
     return options
 
 
+KINDS: Mapping[str, tuple[Any, str]] = {
+    "config": (str, "a path"),
+    "folder": (str, "a path"),
+    "jobs": (int, "a whole number"),
+    "threads": (int, "a whole number"),
+    "ray_address": (str, "an address, as HOST:6379"),
+    "gpus": (int | float, "a number"),
+}
+"""Options of a file that are single values."""
+
+
 def _read_file(file: Path, names: Any) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"there is no file {file}; see `prunerob sweep --help`")
@@ -252,9 +328,12 @@ def _read_file(file: Path, names: Any) -> dict[str, Any]:
         raise UserError(f"{file} is no sweep: it has no keys")
     if unknown := sorted(map(str, options.keys() - names)):
         raise UserError(f"{file}: {unknown[0]} is unknown; there are {', '.join(names)}")
-    for name, kind in (("config", str), ("folder", str), ("jobs", int), ("threads", int)):
-        if not isinstance(options.get(name, kind()), kind):
-            raise UserError(f"{file}: {name} is {'a number' if kind is int else 'a path'}")
+    for name, (kind, told) in KINDS.items():
+        value = options.get(name)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise UserError(f"{file}: {name} is {told}")
+    if options.get("executor") not in (None, "local", "ray"):
+        raise UserError(f"{file}: executor is local or ray")
     if not isinstance(options.get("scratch", False), bool):
         raise UserError(f"{file}: scratch is true or false")
     for name, kind in (("criterion", str), ("seed", int)):

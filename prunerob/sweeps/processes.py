@@ -1,0 +1,94 @@
+"""Runs on this machine, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from prunerob.sweeps.plan import Job
+from prunerob.sweeps.progress import last_line
+from prunerob.sweeps.worker import forget_ranks, work
+
+
+class Processes:
+    """An executor: this machine.
+
+    Args:
+        at_once: how many runs go on side by side.
+        threads: CPU threads of each.
+    """
+
+    def __init__(self, *, at_once: int, threads: int) -> None:
+        self.at_once = at_once
+        self.threads = threads
+        self._context: Any = None
+
+    def prepare(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
+        """Choose how processes begin: on Linux from one that has imported what takes seconds."""
+        forget_ranks()
+        linux = sys.platform == "linux"
+        self._context = multiprocessing.get_context("forkserver" if linux else "spawn")
+        if linux:
+            self._context.set_forkserver_preload(["prunerob.commands"])
+
+    def accepts(self, running: int) -> bool:
+        """As many as there is room for."""
+        return running < self.at_once
+
+    def room(self) -> int:
+        """As was asked for."""
+        return self.at_once
+
+    def begin(self, job: Job, say: Callable[[str], None]) -> _Process:
+        """Begin a run."""
+        process = self._context.Process(target=_work, args=(job, self.threads), daemon=True)
+        process.start()
+        return _Process(process, job)
+
+    def close(self) -> None:
+        """Nothing is left behind."""
+
+
+class _Process:
+    """A run in a process."""
+
+    def __init__(self, process: BaseProcess, job: Job) -> None:
+        self.process = process
+        self.job = job
+
+    def has_begun(self) -> bool:
+        return True
+
+    def has_ended(self) -> bool:
+        return not self.process.is_alive()
+
+    def failure(self) -> str:
+        code = self.process.exitcode
+        if code == 0:
+            return ""
+        # Below 0 it was ended by a signal, and had no last word.
+        ended = f"ended by signal {-code}: " if code is not None and code < 0 else ""
+        return ended + last_line(self.job.log)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join(10)
+        self.process.kill()  # a file is written beside the old one, then renamed
+
+
+def _work(job: Job, threads: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(work(job, threads))
+
+
+def _end_with_parent() -> None:
+    """End with the sweep, which alone can tell the user how it went."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

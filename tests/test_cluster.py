@@ -1,0 +1,293 @@
+"""Sweeps on Ray: the same results as on this machine alone, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from secrets import token_hex
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+from prunerob.errors import UserError
+from prunerob.sweeps.cluster import RETRIES, Place, RayTask, RayTasks
+from prunerob.sweeps.command import make_sweep
+from prunerob.sweeps.plan import Job
+from tests.test_cli import TINY, assert_equal, refused, weights
+
+pytest.importorskip("ray", reason="an optional extra")
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(sys.platform != "linux", reason="workers are found by their numbers"),
+]
+
+SWEEP = [sys.executable, "-m", "prunerob", "sweep", "--config", TINY, "--executor", "ray"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token_hex(32))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # As a launcher of many tasks would say it; runs of a sweep are none of them.
+    monkeypatch.setenv("SLURM_JOB_NAME", "ray")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+    deadline = monotonic() + seconds
+    while not (found := what()):
+        assert monotonic() < deadline
+        sleep(0.02)
+    return found
+
+
+def start(*args: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*SWEEP, *args], stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def worker_of(run: Path) -> int:
+    """The process that is at a run, in its second epoch."""
+    log = run / "log.txt"
+    wait_for(lambda: (run / "checkpoints" / "last.ckpt").is_file())
+    return int(re.findall(r"process (\d+)", log.read_text())[-1])
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_a_worker_that_dies_is_replaced_and_the_results_are_the_same(
+    sweep: Path, tmp_path: Path
+) -> None:
+    process = start("--amount", "0.5", "--seed", "0,1")
+    runs = tmp_path / "sweeps" / "tiny"
+    os.kill(worker_of(runs / "seed0" / "dense"), signal.SIGKILL)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    assert "dense, seed 0: its worker died; it is begun again from its last epoch" in out
+    assert "4 of 4 runs finished" in out
+    for seed in ("seed0", "seed1"):
+        for name in ("dense", "weight-0.5"):
+            assert_equal(weights(runs / seed / name), weights(sweep / seed / name))
+            theirs = (sweep / seed / name / "robustness.csv").read_text()
+            assert accuracies((runs / seed / name / "robustness.csv").read_text()) == (
+                accuracies(theirs)
+            )
+    log = (runs / "seed0" / "dense" / "log.txt").read_text()
+    assert log.count("$ prunerob fit") == 2
+    assert f"--ckpt_path {Path('sweeps/tiny/seed0/dense')}" in log  # not from the start
+    assert not list(runs.glob(".shared-*"))
+
+
+def accuracies(csv: str) -> list[str]:
+    """A table without the seconds that it took."""
+    return [line.rpartition(",")[0] for line in csv.splitlines()]
+
+
+class Cluster:
+    """A head without CPUs, and machines of one CPU, all of them here."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen[str]] = []
+        out = self._ray("--head", "--port", "0", "--num-cpus", "0", "--include-dashboard", "false")
+        self.address = re.findall(r"--address='([^']+)'", out)[0]
+
+    def add(self, *resources: str) -> None:
+        self._ray("--address", self.address, "--num-cpus", "1", *resources)
+
+    def _ray(self, *args: str) -> str:
+        command = [Path(sys.executable).with_name("ray"), "start", "--block", *args]
+        process = subprocess.Popen(
+            [*map(str, command), "--object-store-memory", "80000000"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        assert process.stdout
+        out = ""
+        for line in process.stdout:
+            out += line
+            if "--block" in line:
+                return out
+        raise AssertionError(out)
+
+    def close(self) -> None:
+        for process in reversed(self.processes):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    made = Cluster()
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_is_made_up_for(
+    cluster: Cluster, sweep: Path, tmp_path: Path
+) -> None:
+    cluster.add()
+    cluster.add()
+    process = start("--amount", "0.5", "--seed", "0,1", "--ray-address", cluster.address)
+    runs = tmp_path / "sweeps" / "tiny"
+    worker = worker_of(runs / "seed0" / "dense")
+    os.kill(parent(worker), signal.SIGKILL)  # what there is of Ray on that machine
+    os.kill(worker, signal.SIGKILL)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    assert "room for 2 runs on 2 machines" in out
+    assert "dense, seed 0: its machine was lost; it is begun again" in out
+    for seed in ("seed0", "seed1"):
+        for name in ("dense", "weight-0.5"):
+            assert_equal(weights(runs / seed / name), weights(sweep / seed / name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_no_worker_outlives_its_sweep_and_it_goes_on(
+    how: signal.Signals, cluster: Cluster, sweep: Path, tmp_path: Path
+) -> None:
+    cluster.add("--num-gpus", "1")  # said to be there: no network of tiny.yaml goes on one
+    args = ["--amount", "0.5", "--ray-address", cluster.address, "--gpus", "0.5"]
+    process = start(*args)
+    runs = tmp_path / "sweeps" / "tiny" / "seed0"
+    worker = worker_of(runs / "dense")
+    environment = Path(f"/proc/{worker}/environ").read_text()
+    os.kill(process.pid, how)
+    process.communicate()
+    assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[how]
+    wait_for(lambda: not is_alive(worker), 20)
+    assert "SLURM_PROCID=1" in environment  # as the cluster was started
+
+    process = start(*args)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    assert "room for 1 runs on 1 machines" in out  # one CPU, though two would share the GPU
+    for name in ("dense", "weight-0.5"):
+        assert_equal(weights(runs / name), weights(sweep / "seed0" / name))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    options = {"config": TINY, "criterion": ["weight"], "amount": [0.5], "seed": [0]}
+    options |= {"folder": str(tmp_path / "runs"), "scratch": False, "settings": []}
+    return make_sweep(options).jobs()[0]
+
+
+class Dying(RayTasks):
+    """An executor whose workers all die: the first after so many epochs, the second, ..."""
+
+    def __init__(self, *epochs: int) -> None:
+        super().__init__(address=None, at_once=None, threads=1, gpus=None, may_use_gpu=False)
+        self.epochs = epochs
+        self.begun = 0
+
+    def submit(self, job: Job) -> None:
+        done = self.epochs[min(self.begun, len(self.epochs) - 1)]
+        job.run.folder.mkdir(parents=True, exist_ok=True)
+        job.log.write_text("".join(f"Epoch {n + 1}/9 (training)\n" for n in range(done)))
+        self.begun += 1
+
+    def status(self, ref: None) -> int | None:
+        raise ChildProcessError("its worker died")
+
+
+@pytest.mark.parametrize(("epochs", "begun"), [((0,), 1 + RETRIES), ((1, 2, 5), 3 + 1 + RETRIES)])
+def test_a_run_that_dies_again_and_again_without_an_epoch_is_given_up(
+    job: Job, epochs: tuple[int, ...], begun: int
+) -> None:
+    said: list[str] = []
+    executor = Dying(*epochs)
+    task = RayTask(executor, replace(job, max_epochs=9), said.append)
+    while not task.has_ended():
+        pass
+    assert executor.begun == begun
+    assert task.failure() == f"its worker died, {1 + RETRIES} times without finishing an epoch"
+    assert len(said) == begun - 1
+
+
+def test_a_machine_that_is_unlike_is_refused(tmp_path: Path) -> None:
+    place = Place(directory=str(tmp_path), token=".shared-1", import_path=["/x"], versions={})
+    sweeps = [tmp_path / "runs"]
+    with pytest.raises(UserError, match="runs is another folder than here"):
+        place.enter(sweeps)
+    sweeps[0].mkdir()
+    (sweeps[0] / ".shared-1").touch()
+    place.enter(sweeps)
+    with pytest.raises(UserError, match=r"has torch [0-9.]+, here is 1\.0: install the same"):
+        replace(place, versions={"torch": "1.0"}).enter(sweeps)
+    with pytest.raises(UserError, match=r"cannot enter .*none \(No such file"):
+        replace(place, directory=str(tmp_path / "none")).enter(sweeps)
+    sys.path.remove("/x")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "resources", "room"),
+    [
+        (0.0, {"CPU": 5.0}, 2),
+        (0.0, {"memory": 1e9}, 0),
+        (1.0, {"CPU": 8.0}, 0),
+        (1.0, {"CPU": 8.0, "GPU": 2.0}, 2),
+        (0.25, {"CPU": 100.0, "GPU": 2.0}, 8),
+        (0.4, {"CPU": 100.0, "GPU": 2.0}, 4),
+    ],
+)
+def test_room_is_what_both_cpus_and_gpus_give(
+    gpus: float, resources: dict[str, float], room: int
+) -> None:
+    executor = RayTasks(address=None, at_once=None, threads=2, gpus=gpus, may_use_gpu=True)
+    assert executor._room_on({"Resources": resources}) == room
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--executor", "slurm"], "argument --executor: invalid choice: 'slurm'"),
+        (["--ray-address", "auto"], "--ray-address is for --executor ray"),
+        (["--gpus", "1"], "--gpus is for --executor ray"),
+        (["--executor", "ray", "--gpus", "2"], "--gpus: 2 lies outside [0, 1]"),
+        (
+            ["--executor", "ray", "--gpus", "0", "--trainer.accelerator", "gpu"],
+            "--gpus: 0, but trainer.accelerator asks for one",
+        ),
+        (
+            ["--executor", "ray", "--ray-address", "127.0.0.1:9"],
+            "--ray-address: 127.0.0.1:9: Ray cannot be reached ([Errno 111]",
+        ),
+    ],
+)
+def test_mistakes_are_told(args: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in refused(capsys, "sweep", "--config", TINY, "--amount", "0.5", *args)
+
+
+def test_without_ray_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    told = refused(capsys, "sweep", "--config", TINY, "--amount", "0.5", "--executor", "ray")
+    assert told.endswith("Ray is not installed; pip install 'prunerob[ray]'")
