@@ -6,8 +6,9 @@
 A step of training on N devices is a step on one device with a batch N times smaller, and then an
 all-reduce of the gradients. Both are measured here: the first by `prunerob fit` on one device with
 smaller batches, the second between two processes. The model is then held against `prunerob fit` on
-two devices. Epochs are timed inside `fit`, without validation; the first of each run is left out.
-On the CPU each process has one thread.
+two devices. What two devices of one machine take from each other without talking (clock, memory) is
+measured by two `fit`s side by side that know nothing of each other. Epochs are timed inside `fit`,
+without validation; the first of each run is left out. On the CPU each process has one thread.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -64,9 +67,8 @@ def epoch_seconds(
 ) -> float:
     """The model: time of an epoch of training.
 
-    It leaves out what DDP gains by sending gradients while others are still computed, so it is an
-    upper bound for the all-reduce; and that processes of one machine share its memory and its
-    clock, which is no bound at all.
+    It leaves out that DDP sends gradients while others are still computed, and that all wait for
+    the slowest in every step.
 
     Args:
         steps: of an epoch.
@@ -198,14 +200,19 @@ def main() -> None:
 
     # Taking turns: a machine's speed changes within minutes.
     counts = [n for n in said.devices if batch % n == 0]
-    found: dict[tuple[int, int], list[float]] = {}
+    alone: dict[int, list[float]] = {n: [] for n in counts}
+    beside: list[float] = []
+    together: list[float] = []
+    fit = partial(time_fit, args, steps=said.steps)
     for again in range(said.rounds):
-        for devices, images in [*((1, batch // n) for n in counts), (2, batch)]:
-            if again and images not in (batch, batch // 2):
-                continue
-            seconds = time_fit(args, batch=images, steps=said.steps, devices=devices)
-            found.setdefault((devices, images), []).append(seconds)
-    step = {key: statistics.median(values) for key, values in found.items()}
+        for n in counts:
+            if n <= 2 or not again:
+                alone[n].append(fit(batch=batch // n, devices=1))
+        with ThreadPoolExecutor(2) as pool:
+            both = [pool.submit(fit, batch=batch // 2, devices=1) for _ in range(2)]
+            beside += [done.result() for done in both]
+        together.append(fit(batch=batch, devices=2))
+    step = {n: statistics.median(values) for n, values in alone.items()}
     small, large = measure_all_reduce([4, size], "nccl" if said.accelerator == "cuda" else "gloo")
     ring = AllReduce(latency=small / 2, bandwidth=size / max(1e-9, large - small))
 
@@ -214,27 +221,24 @@ def main() -> None:
     print("devices   images each   step alone   + all-reduce   epoch against one device")
     model = {}
     for n in counts:
-        alone = step[1, batch // n]
-        model[n] = epoch_seconds(steps=1, step=alone, network=ring, size=size, devices=n)
-        share = 1e3 * (model[n] - alone)
-        row = f"{n:7}{batch // n:14}{1e3 * alone:10.1f} ms{share:12.2f} ms"
+        model[n] = epoch_seconds(steps=1, step=step[n], network=ring, size=size, devices=n)
+        share = 1e3 * (model[n] - step[n])
+        row = f"{n:7}{batch // n:14}{1e3 * step[n]:10.1f} ms{share:12.2f} ms"
         print(f"{row}{model[1] / model[n]:14.2f}x faster")
-    measured = step[2, batch]
-    print(
-        f"measured on two: {1e3 * measured:.1f} ms a step, {model[1] / measured:.2f}x faster; the "
-        f"model says {1e3 * model[2]:.1f} ms, {100 * (model[2] / measured - 1):+.1f} %"
-    )
+    measured, shared = statistics.median(together), statistics.median(beside)
+    busy = epoch_seconds(steps=1, step=shared, network=ring, size=size, devices=2)
+    print(f"measured on two: {1e3 * measured:.1f} ms a step, {model[1] / measured:.2f}x faster")
+    for what, seconds in (("the model", model[2]), ("with both devices busy", busy)):
+        print(f"{what}: {1e3 * seconds:.1f} ms, {100 * (seconds / measured - 1):+.1f} %")
     if said.json:
-        steps = {f"{devices} of {images}": values for (devices, images), values in found.items()}
         result = {
             "config": said.config,
             "batch": batch,
             "bytes": size,
             "all_reduce": [small, large],
         }
-        said.json.write_text(
-            json.dumps({**result, "step_seconds": steps, "model": model}, indent=1)
-        )
+        steps = {"step_alone": alone, "step_beside": beside, "step_together": together}
+        said.json.write_text(json.dumps({**result, **steps, "model": model}, indent=1))
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def test_a_machine_that_is_lost_is_made_up_for(
     os.kill(worker, signal.SIGKILL)
     out, _ = process.communicate()
     assert process.returncode == 0, out
-    assert "room for 2 runs on 2 machines" in out
+    assert "2 machines: room for 2 runs, each with 1 CPU." in out
     assert "dense, seed 0: its machine was lost; it is begun again" in out
     for seed in ("seed0", "seed1"):
         for name in ("dense", "weight-0.5"):
@@ -187,7 +187,9 @@ def test_no_worker_outlives_its_sweep_and_it_goes_on(
     process = start(*args)
     out, _ = process.communicate()
     assert process.returncode == 0, out
-    assert "room for 1 runs on 1 machines" in out  # one CPU, though two would share the GPU
+    assert (
+        "1 machine: room for 1 run, each with 1 CPU and 0.5 GPU." in out
+    )  # one CPU, though two would share the GPU
     for name in ("dense", "weight-0.5"):
         assert_equal(weights(runs / name), weights(sweep / "seed0" / name))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,42 @@ def test_two_ranks_go_on_to_the_same_weights() -> None:
     resumed = weights("tiny/killed")
     for key, value in two.items():
         assert torch.equal(resumed[key], value), key
+
+
+def machine(number: int, launcher: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """How a launcher begins the one process of one of two machines: by which words, told what."""
+    if launcher == "torchrun":
+        where = ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+        size = ["--nnodes", "2", "--node_rank", str(number), "--nproc_per_node", "1"]
+        return [str(Path(sys.executable).with_name("torchrun")), *size, *where], {}
+    told = {"JOB_NAME": "x", "JOB_ID": "1", "NTASKS": "2", "NTASKS_PER_NODE": "1", "NNODES": "2"}
+    told |= {"NODEID": str(number), "PROCID": str(number), "LOCALID": "0", "NODELIST": "127.0.0.1"}
+    variables = {f"SLURM_{name}": value for name, value in told.items()}
+    return [sys.executable], {**variables, "MASTER_PORT": str(port)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "SLURM"])
+def test_two_machines_train_as_two_devices(launcher: str, tmp_path: Path) -> None:
+    """Machines of this address; SLURM's variables without SLURM."""
+    run("fit", "--config", TINY, devices=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fit = ["-m", "prunerob", "fit", "--config", TINY, "--trainer.num_nodes", "2"]
+    fit += ["--trainer.devices", "1", "--trainer.strategy", "ddp"]
+    processes = []
+    for number in range(2):
+        begin, told = machine(number, launcher, port)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **told}
+        processes.append(subprocess.Popen([*begin, *fit], env=environment))
+    assert [process.wait() for process in processes] == [0, 0]
+    assert sorted(path.name for path in Path("lightning_logs/tiny").iterdir()) == [
+        "version_0",
+        "version_1",
+    ]
+    one, two = weights("tiny/version_0"), weights("tiny/version_1")
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.slow

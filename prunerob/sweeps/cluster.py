@@ -125,7 +125,7 @@ class RayTasks:
             max_retries=0,  # RayTask sees to it, and tells the user
         )(_work)
         fit = [node for node in self._nodes() if self._room_on(node)]
-        wish = f"{self.threads} CPU{'s' * (self.threads > 1)}"
+        wish = _several(self.threads, "CPU")
         wish += f" and {self.gpus:g} GPU" if self.gpus else ""
         if not fit and self.address is None:
             raise UserError(f"this machine cannot give each run {wish}")
@@ -139,16 +139,16 @@ class RayTasks:
         }
         for ref, host in looks.items():
             try:
-                ray.get(ref)
+                ray.get(ref, timeout=PATIENCE)
             except ray.exceptions.RayTaskError as error:
                 raise UserError(_reason(error, host)) from None
             except ray.exceptions.RayError as error:
-                raise UserError(f"{host}: {error}") from None
+                raise UserError(f"{host}: {_first_line(error)}") from None
         if fit:
-            where = f"{len(fit)} machines of {self.address}" if self.address else "this machine"
-            say(f"Ray: room for {self.room()} runs on {where}, each with {wish}.")
+            at = f"at {self.address}, {_several(len(fit), 'machine')}" if self.address else "here"
+            say(f"Ray {at}: room for {_several(self.room(), 'run')}, each with {wish}.")
         else:
-            say(f"Ray: no machine of {self.address} has {wish}; the runs wait until one joins.")
+            say(f"Ray at {self.address}: no machine has {wish}; the runs wait until one joins.")
 
     def _join(self) -> Any:
         # Ray reports on its use by default; whoever starts a cluster of their own may choose.
@@ -342,6 +342,10 @@ def _why_not_joined(error: BaseException) -> str:
             return "it wants its token: RAY_AUTH_MODE=token, and the same ~/.ray/auth_token"
         inner = inner.__cause__ or inner.__context__
     return _first_line(error)
+
+
+def _several(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -108,10 +108,12 @@ class SweepProgress:
     def __rich__(self) -> Group:
         """The display: the headline, and a line for each run that goes on."""
         table = Table.grid(padding=(0, 2))
-        for running in self.running:
-            at = "waits for its turn" if running.started is None else stage(running.job)
+        begun = [running for running in self.running if running.started is not None]
+        for running in begun:
             minutes, seconds = divmod(int(running.seconds()), 60)
-            table.add_row(f"  {running.job.name}", at, f"{minutes}:{seconds:02}")
+            table.add_row(f"  {running.job.name}", stage(running.job), f"{minutes}:{seconds:02}")
+        if queued := len(self.running) - len(begun):
+            table.add_row(f"  {queued} more in the executor's queue")
         return Group(Text(self.headline(), style="bold"), table)
 
 
