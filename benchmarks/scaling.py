@@ -5,8 +5,8 @@
 
 A step of training on N devices is a step on one device with a batch N times smaller, and then an
 all-reduce of the gradients. Both are measured here: the first by `prunerob fit` on one device with
-smaller batches, the second between two processes. The model is then held against `prunerob fit` on
-two devices. What two devices of one machine take from each other without talking (clock, memory) is
+smaller batches, under ddp, whose bookkeeping costs something even alone; the second between two
+processes. The model is then held against `prunerob fit` on two devices. What two devices of one machine take from each other without talking (clock, memory) is
 measured by two `fit`s side by side that know nothing of each other. Epochs are timed inside `fit`,
 without validation; the first of each run is left out. On the CPU each process has one thread.
 """
@@ -108,7 +108,9 @@ class EpochSeconds(Callback):
         return time.monotonic()
 
 
-def time_fit(args: Sequence[str], *, batch: int, steps: int, devices: int) -> float:
+def time_fit(
+    args: Sequence[str], *, batch: int, steps: int, devices: int, ddp: bool = True
+) -> float:
     """Seconds per step of `prunerob fit`: the median of its epochs but the first.
 
     Args:
@@ -116,6 +118,7 @@ def time_fit(args: Sequence[str], *, batch: int, steps: int, devices: int) -> fl
         batch: images of a step, on all devices together.
         steps: of an epoch.
         devices: how many.
+        ddp: with that strategy, also on one.
     """
     with TemporaryDirectory() as folder:
         file = Path(folder) / "seconds"
@@ -127,7 +130,7 @@ def time_fit(args: Sequence[str], *, batch: int, steps: int, devices: int) -> fl
         command += ["--trainer.enable_progress_bar", "false"]
         command += ["--data.batch_size", str(batch), "--data.train_size", str(batch * steps)]
         command += ["--trainer.devices", str(devices)]
-        command += ["--trainer.strategy", "ddp"] if devices > 1 else []
+        command += ["--trainer.strategy", "ddp"] if ddp else []
         one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=one_thread, capture_output=True, text=True)
         if done.returncode:
@@ -201,10 +204,12 @@ def main() -> None:
     # Taking turns: a machine's speed changes within minutes.
     counts = [n for n in said.devices if batch % n == 0]
     alone: dict[int, list[float]] = {n: [] for n in counts}
+    plainly: list[float] = []
     beside: list[float] = []
     together: list[float] = []
     fit = partial(time_fit, args, steps=said.steps)
     for again in range(said.rounds):
+        plainly.append(fit(batch=batch, devices=1, ddp=False))
         for n in counts:
             if n <= 2 or not again:
                 alone[n].append(fit(batch=batch // n, devices=1))
@@ -218,16 +223,18 @@ def main() -> None:
 
     print(f"{said.config}, batch {batch}; gradients {size / 1e6:.2f} MB; {said.accelerator}")
     print(f"all-reduce between two: {1e3 * large:.2f} ms (of nothing {1e3 * small:.2f} ms)")
+    one = statistics.median(plainly)
+    print(f"one device without ddp: {1e3 * one:.1f} ms a step")
     print("devices   images each   step alone   + all-reduce   epoch against one device")
     model = {}
     for n in counts:
         model[n] = epoch_seconds(steps=1, step=step[n], network=ring, size=size, devices=n)
         share = 1e3 * (model[n] - step[n])
         row = f"{n:7}{batch // n:14}{1e3 * step[n]:10.1f} ms{share:12.2f} ms"
-        print(f"{row}{model[1] / model[n]:14.2f}x faster")
+        print(f"{row}{one / model[n]:14.2f}x faster")
     measured, shared = statistics.median(together), statistics.median(beside)
     busy = epoch_seconds(steps=1, step=shared, network=ring, size=size, devices=2)
-    print(f"measured on two: {1e3 * measured:.1f} ms a step, {model[1] / measured:.2f}x faster")
+    print(f"measured on two: {1e3 * measured:.1f} ms a step, {one / measured:.2f}x faster")
     for what, seconds in (("the model", model[2]), ("with both devices busy", busy)):
         print(f"{what}: {1e3 * seconds:.1f} ms, {100 * (seconds / measured - 1):+.1f} %")
     if said.json:
@@ -237,7 +244,12 @@ def main() -> None:
             "bytes": size,
             "all_reduce": [small, large],
         }
-        steps = {"step_alone": alone, "step_beside": beside, "step_together": together}
+        steps = {
+            "step_plain": plainly,
+            "step_alone": alone,
+            "step_beside": beside,
+            "step_together": together,
+        }
         said.json.write_text(json.dumps({**result, **steps, "model": model}, indent=1))
 
 

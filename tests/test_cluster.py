@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from prunerob.errors import UserError
-from prunerob.sweeps.cluster import RETRIES, Place, RayTask, RayTasks
+from prunerob.sweeps.cluster import RETRIES, RayTask, RayTasks
 from prunerob.sweeps.command import make_sweep
+from prunerob.sweeps.machine import Place, Unfit
 from prunerob.sweeps.plan import Job
 from tests.test_cli import TINY, assert_equal, refused, weights
 
@@ -94,8 +95,10 @@ def test_a_worker_that_dies_is_replaced_and_the_results_are_the_same(
             assert accuracies((runs / seed / name / "robustness.csv").read_text()) == (
                 accuracies(theirs)
             )
+            assert list((runs / seed / name).glob("events.out.tfevents*"))
     log = (runs / "seed0" / "dense" / "log.txt").read_text()
     assert log.count("$ prunerob fit") == 2
+    assert "Epoch 2/2 (training)" in log
     assert f"--ckpt_path {Path('sweeps/tiny/seed0/dense')}" in log  # not from the start
     assert not list(runs.glob(".shared-*"))
 
@@ -113,10 +116,10 @@ class Cluster:
         out = self._ray("--head", "--port", "0", "--num-cpus", "0", "--include-dashboard", "false")
         self.address = re.findall(r"--address='([^']+)'", out)[0]
 
-    def add(self, *resources: str) -> None:
-        self._ray("--address", self.address, "--num-cpus", "1", *resources)
+    def add(self, *resources: str, **environment: str) -> None:
+        self._ray("--address", self.address, "--num-cpus", "1", *resources, **environment)
 
-    def _ray(self, *args: str) -> str:
+    def _ray(self, *args: str, **environment: str) -> str:
         command = [Path(sys.executable).with_name("ray"), "start", "--block", *args]
         process = subprocess.Popen(
             [*map(str, command), "--object-store-memory", "80000000"],
@@ -124,6 +127,7 @@ class Cluster:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            env={**os.environ, **environment},
         )
         self.processes.append(process)
         assert process.stdout
@@ -168,6 +172,25 @@ def test_a_machine_that_is_lost_is_made_up_for(
 
 
 @pytest.mark.slow
+def test_a_machine_that_joins_later_and_is_unlike_gets_no_runs(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.add()
+    process = start("--amount", "0.5", "--seed", "0,1", "--ray-address", cluster.address)
+    worker_of(tmp_path / "sweeps" / "tiny" / "seed0" / "dense")
+    other = tmp_path / "other" / "numpy-0.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.0\n")
+    cluster.add(PYTHONPATH=str(other.parent))
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    assert "1 machine: room for 1 run, each with 1 CPU." in out
+    assert out.count("install the same. It gets no runs.") == 1
+    assert "has numpy 0.0, here is " in out
+    assert "4 of 4 runs finished" in out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_worker_outlives_its_sweep_and_it_goes_on(
     how: signal.Signals, cluster: Cluster, sweep: Path, tmp_path: Path
@@ -205,17 +228,20 @@ class Dying(RayTasks):
     """An executor whose workers all die: the first after so many epochs, the second, ..."""
 
     def __init__(self, *epochs: int) -> None:
-        super().__init__(address=None, at_once=None, threads=1, gpus=None, may_use_gpu=False)
+        super().__init__(address=None, at_once=None, threads=1, gpus=None, accelerators={"cpu"})
         self.epochs = epochs
         self.begun = 0
 
     def submit(self, job: Job) -> None:
         done = self.epochs[min(self.begun, len(self.epochs) - 1)]
-        job.run.folder.mkdir(parents=True, exist_ok=True)
-        job.log.write_text("".join(f"Epoch {n + 1}/9 (training)\n" for n in range(done)))
+        file = job.run.checkpoint()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if done:
+            file.write_text("x" * done)
+            os.utime(file, (done, done))
         self.begun += 1
 
-    def status(self, ref: None) -> int | None:
+    def outcome(self, ref: None) -> str | Unfit | None:
         raise ChildProcessError("its worker died")
 
 
@@ -225,7 +251,7 @@ def test_a_run_that_dies_again_and_again_without_an_epoch_is_given_up(
 ) -> None:
     said: list[str] = []
     executor = Dying(*epochs)
-    task = RayTask(executor, replace(job, max_epochs=9), said.append)
+    task = RayTask(executor, job, said.append)
     while not task.has_ended():
         pass
     assert executor.begun == begun
@@ -257,13 +283,15 @@ def test_a_machine_that_is_unlike_is_refused(tmp_path: Path) -> None:
         (1.0, {"CPU": 8.0, "GPU": 2.0}, 2),
         (0.25, {"CPU": 100.0, "GPU": 2.0}, 8),
         (0.4, {"CPU": 100.0, "GPU": 2.0}, 4),
+        (0.1, {"CPU": 100.0, "GPU": 1.0}, 10),
+        (0.2, {"CPU": 100.0, "GPU": 1.0}, 5),
     ],
 )
 def test_room_is_what_both_cpus_and_gpus_give(
     gpus: float, resources: dict[str, float], room: int
 ) -> None:
-    executor = RayTasks(address=None, at_once=None, threads=2, gpus=gpus, may_use_gpu=True)
-    assert executor._room_on({"Resources": resources}) == room
+    executor = RayTasks(address=None, at_once=None, threads=2, gpus=gpus, accelerators={"auto"})
+    assert executor._room_on({"NodeID": "a", "Resources": resources}) == room
 
 
 @pytest.mark.parametrize(
@@ -272,14 +300,14 @@ def test_room_is_what_both_cpus_and_gpus_give(
         (["--executor", "slurm"], "argument --executor: invalid choice: 'slurm'"),
         (["--ray-address", "auto"], "--ray-address is for --executor ray"),
         (["--gpus", "1"], "--gpus is for --executor ray"),
-        (["--executor", "ray", "--gpus", "2"], "--gpus: 2 lies outside [0, 1]"),
+        (["--executor", "ray", "--gpus", "2"], "--gpus: 2 is not 0 or 0.01 to 1"),
         (
             ["--executor", "ray", "--gpus", "0", "--trainer.accelerator", "gpu"],
             "--gpus: 0, but trainer.accelerator asks for one",
         ),
         (
             ["--executor", "ray", "--ray-address", "127.0.0.1:9"],
-            "--ray-address: 127.0.0.1:9: Ray cannot be reached ([Errno 111]",
+            "Ray at 127.0.0.1:9 cannot be reached ([Errno 111]",
         ),
     ],
 )

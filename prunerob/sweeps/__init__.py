@@ -1,1 +1,1 @@
-"""Sweeps: what is to be run (plan), running it (workers), and the command."""
+"""Sweeps: what is to be run (plan), where (executor), which when (queue), and the command."""

@@ -3,74 +3,35 @@
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
 from typing import Any
 
-from prunerob import __version__
 from prunerob.errors import UserError
+from prunerob.sweeps.machine import Place, Unfit, look, run
 from prunerob.sweeps.plan import Job
-from prunerob.sweeps.progress import epochs_done, last_line
-from prunerob.sweeps.worker import work
+from prunerob.sweeps.worker import forget_ranks
 
 RETRIES = 3
 """How often in a row a run's worker may die without having finished an epoch."""
 
+MACHINES = 100
+"""On how many unfit machines a run is tried before it counts as failed."""
+
 PATIENCE = 120.0
 """Seconds that a shared file system is given to show here what was written elsewhere."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """What a machine must have in common with the one that runs the sweep.
-
-    Args:
-        directory: the working directory; paths of the runs may be relative to it.
-        token: name of a file that lies in the folder of each sweep.
-        import_path: where the configuration's own classes may be imported from.
-        versions: of the libraries that decide the numbers.
-    """
-
-    directory: str
-    token: str
-    import_path: Sequence[str]
-    versions: Mapping[str, str]
-
-    def enter(self, sweeps: Sequence[Path]) -> None:
-        """Go there.
-
-        Raises:
-            UserError: this machine lacks something of it.
-        """
-        host = socket.gethostname()
-        try:
-            os.chdir(self.directory)
-        except OSError as error:
-            raise UserError(
-                f"{host} cannot enter {self.directory} ({error.strerror}): start the sweep in a "
-                "folder that all machines share"
-            ) from None
-        for folder in sweeps:
-            if not (folder / self.token).is_file():
-                raise UserError(
-                    f"on {host}, {folder} is another folder than here: put --folder where all "
-                    "machines share it"
-                )
-        for name, here in self.versions.items():
-            if (there := _version(name)) != here:
-                raise UserError(f"{host} has {name} {there}, here is {here}: install the same")
-        sys.path += [path for path in self.import_path if path not in sys.path]
-
-
-def _version(name: str) -> str:
-    """A library's version, without the word on how it was built (`+cu130`)."""
-    return __version__ if name == "prunerob" else version(name).partition("+")[0]
+GLANCE = 10.0
+"""Seconds for which the list of machines is taken as known."""
 
 
 class RayTasks:
@@ -80,8 +41,12 @@ class RayTasks:
         address: of the cluster, as `ray.init` takes it; None for a Ray of this machine alone.
         at_once: how many runs go on side by side; None for all that there is room for.
         threads: CPUs of each run.
-        gpus: share of a GPU for each run, 0 to 1; None for 1 if there are any and `may_use_gpu`.
-        may_use_gpu: whether the configurations leave it to the machine what they run on.
+        gpus: share of a GPU for each run, 0 or 0.01 to 1; None for 1 if there are any, unless all
+            runs want the CPU.
+        accelerators: `trainer.accelerator` of the runs.
+
+    Raises:
+        UserError: Ray is not installed, or nobody listens at the address.
     """
 
     def __init__(
@@ -91,101 +56,147 @@ class RayTasks:
         at_once: int | None,
         threads: int,
         gpus: float | None,
-        may_use_gpu: bool,
+        accelerators: set[str],
     ) -> None:
+        if find_spec("ray") is None:
+            raise UserError("--executor ray: Ray is not installed; pip install 'prunerob[ray]'")
+        if address:
+            _knock(address)
         self.address = address
         self.at_once = at_once
         self.threads = threads
         self.gpus = gpus
-        self.may_use_gpu = may_use_gpu
-        self._tokens: list[Path] = []
+        self.accelerators = accelerators
         self._ray: Any = None
+        self._own: str | None = None
+        self._tokens: list[Path] = []
+        self._unfit: set[str] = set()
+        self._known: tuple[float, list[dict[str, Any]]] = (-GLANCE, [])
+        self._refs: list[Any] = []
 
     def prepare(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
         """Start or join Ray, and look at every machine that has room for a run."""
-        self._ray = ray = self._join()
+        self._ray = self._join() if self.address else self._start()
+        wants_gpu = bool(self.accelerators & {"gpu", "cuda"})
         if self.gpus is None:
-            any_gpus = any(node["Resources"].get("GPU") for node in self._nodes())
-            self.gpus = 1.0 if any_gpus and self.may_use_gpu else 0.0
+            there = any(node["Resources"].get("GPU") for node in self._nodes())
+            self.gpus = 1.0 if there and self.accelerators != {"cpu"} else 0.0
+        if wants_gpu and not self.gpus:
+            raise UserError("trainer.accelerator asks for a GPU: name --gpus, there is none yet")
         sweeps = sorted({job.sweep for job in jobs})
         token = f".shared-{token_hex(8)}"
         for folder in sweeps:
-            for left in folder.glob(".shared-*"):  # by a sweep that was killed
-                left.unlink()
             (folder / token).touch()
             self._tokens.append(folder / token)
-        versions = {name: _version(name) for name in ("prunerob", "torch")}
-        self.place = Place(
-            directory=str(Path.cwd()), token=token, import_path=sys.path, versions=versions
-        )
-        self._task = ray.remote(
+        self._place = Place.here(token)
+        self._task = self._ray.remote(
             num_cpus=self.threads,
             num_gpus=self.gpus,
             max_calls=1,  # each run in a fresh process
             max_retries=0,  # RayTask sees to it, and tells the user
-        )(_work)
+        )(run)
+        wish = _several(self.threads, "CPU") + (f" and {self.gpus:g} GPU" if self.gpus else "")
         fit = [node for node in self._nodes() if self._room_on(node)]
-        wish = _several(self.threads, "CPU")
-        wish += f" and {self.gpus:g} GPU" if self.gpus else ""
-        if not fit and self.address is None:
-            raise UserError(f"this machine cannot give each run {wish}")
-        look = ray.remote(num_cpus=0, max_retries=0)(_look)
-        pinned = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        looks = {
-            look.options(scheduling_strategy=pinned(node["NodeID"], soft=False)).remote(
-                self.place, sweeps
-            ): node["NodeManagerHostname"]
-            for node in fit
-        }
-        for ref, host in looks.items():
-            try:
-                ray.get(ref, timeout=PATIENCE)
-            except ray.exceptions.RayTaskError as error:
-                raise UserError(_reason(error, host)) from None
-            except ray.exceptions.RayError as error:
-                raise UserError(f"{host}: {_first_line(error)}") from None
+        self._look_at(fit, sweeps, say)
         if fit:
             at = f"at {self.address}, {_several(len(fit), 'machine')}" if self.address else "here"
             say(f"Ray {at}: room for {_several(self.room(), 'run')}, each with {wish}.")
-        else:
+        elif self.address:
             say(f"Ray at {self.address}: no machine has {wish}; the runs wait until one joins.")
+        else:
+            raise UserError(f"this machine cannot give each run {wish}")
 
-    def _join(self) -> Any:
-        # Ray reports on its use by default; whoever starts a cluster of their own may choose.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    def _start(self) -> Any:
+        """Ray of this machine alone, for the time of the sweep."""
+        forget_ranks()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # by default it reports on its use
+        if not os.environ.get("RAY_AUTH_TOKEN_PATH"):  # for this Ray alone, in no file
+            os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(32))
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+        import ray
+
+        linux_or_mac = sys.platform != "win32"
+        # Not where TMPDIR says: names of sockets must be short.
+        self._own = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if linux_or_mac else None)
+        group = os.getpgrp() if linux_or_mac else 0
+        affinity = getattr(os, "sched_getaffinity", None)
         try:
-            import ray
-            import ray.util.scheduling_strategies
-        except ImportError:
-            raise UserError(
-                "--executor ray: Ray is not installed; pip install 'prunerob[ray]'"
-            ) from None
-        where = f"--ray-address: {self.address}" if self.address else "--executor ray"
-        alone = {
-            "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-            "include_dashboard": False,
-            "object_store_memory": 100 * 2**20,  # runs exchange files
-        }
-        try:
-            _knock(self.address or "")
             ray.init(
-                address=self.address or "local",
+                address="local",
+                num_cpus=len(affinity(0)) if affinity else None,
+                include_dashboard=False,
+                object_store_memory=100 * 2**20,  # runs exchange files
                 log_to_driver=False,
                 logging_level="error",
-                **({} if self.address else alone),
+                _temp_dir=self._own,
             )
-        except Exception as error:  # ConnectionError, RuntimeError, ValueError and more
-            raise UserError(f"{where}: Ray cannot be reached ({_why_not_joined(error)})") from None
+        except Exception as error:
+            raise UserError(f"--executor ray: Ray does not start ({_first_line(error)})") from None
+        if linux_or_mac:
+            with suppress(OSError):  # Ray took this process out of it, and so from Ctrl-C
+                os.setpgid(0, group)
         return ray
 
+    def _join(self) -> Any:
+        import ray
+
+        path = os.environ.get("PYTHONPATH")
+        try:
+            ray.init(
+                address=self.address,
+                log_to_driver=False,
+                logging_level="error",
+                runtime_env={"env_vars": {"PYTHONPATH": path}} if path else None,
+            )
+        except Exception as error:  # ConnectionError, RuntimeError, ValueError and more
+            raise UserError(
+                f"Ray at {self.address} cannot be joined ({_why_not_joined(error)})"
+            ) from None
+        return ray
+
+    def _look_at(
+        self, fit: Sequence[Mapping[str, Any]], sweeps: list[Path], say: Callable[[str], None]
+    ) -> None:
+        """Ask machines whether they can take runs.
+
+        Raises:
+            UserError: one cannot.
+        """
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        task = self._ray.remote(num_cpus=0, max_retries=0)(look)
+        asked = []
+        for node in fit:
+            only = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ref = task.options(scheduling_strategy=only).remote(self._place, sweeps)
+            asked.append((ref, node["NodeManagerHostname"]))
+        for ref, host in asked:
+            try:
+                loose = self._ray.get(ref, timeout=PATIENCE)
+            except self._ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None) or error
+                told = str(cause) if isinstance(cause, UserError) else ""
+                raise UserError(told or f"{host}: {_first_line(cause)}") from None
+            for folder in loose:
+                say(f"Locks do not reach {host}: see that nobody else works in {folder}.")
+
     def _nodes(self) -> list[dict[str, Any]]:
-        return [node for node in self._ray.nodes() if node["Alive"]]
+        """The machines that are there."""
+        seen, nodes = self._known
+        if monotonic() - seen >= GLANCE:
+            with suppress(self._ray.exceptions.RayError):  # for a moment
+                nodes = [node for node in self._ray.nodes() if node["Alive"]]
+            self._known = monotonic(), nodes
+        return nodes
 
     def _room_on(self, node: Mapping[str, Any]) -> int:
+        if node["NodeID"] in self._unfit:
+            return 0
         resources = node["Resources"]
         room = resources.get("CPU", 0) // self.threads
         if self.gpus:  # the rests of two are no share
-            room = min(room, resources.get("GPU", 0) * (1 // self.gpus))
+            room = min(room, resources.get("GPU", 0) * int(1 / self.gpus + 1e-9))
         return int(room)
 
     def accepts(self, running: int) -> bool:
@@ -202,40 +213,54 @@ class RayTasks:
         return RayTask(self, job, say)
 
     def submit(self, job: Job) -> Any:
-        """Hand a run to Ray; what `work` returns, as a reference."""
-        task = self._task.options(name=job.name)
-        return task.remote(self.place, job, self.threads, bool(self.gpus))
+        """Hand a run to Ray; a reference to what `machine.run` returns."""
+        options: dict[str, Any] = {"name": job.name}
+        if self._unfit:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(self._unfit))})"}
+        ref = self._task.options(**options).remote(
+            self._place, job.sweep, pickle.dumps(job), self.threads, bool(self.gpus)
+        )
+        self._refs.append(ref)
+        return ref
 
-    def status(self, ref: Any) -> int | None:
-        """What a run's worker returned; None if it has not ended.
+    def outcome(self, ref: Any) -> str | Unfit | None:
+        """What `machine.run` returned; None if it has not ended.
 
         Raises:
-            UserError: its machine lacks something.
-            ChildProcessError: it died, or its machine.
+            ChildProcessError: its worker died, or its machine.
         """
-        if not self._ray.wait([ref], timeout=0)[0]:
-            return None
         errors = self._ray.exceptions
         try:
-            status: int = self._ray.get(ref)
+            if not self._ray.wait([ref], timeout=0)[0]:
+                return None
+            found: str | Unfit = self._ray.get(ref)
         except errors.RayTaskError as error:
-            raise UserError(_reason(error, "a worker")) from None
+            return _first_line(error.cause or error)
         except errors.RayError as error:
             kind = type(error).__name__
             raise ChildProcessError(WHY.get(kind, f"{kind}: {_first_line(error)}")) from None
-        return status
+        return found
+
+    def leave_out(self, unfit: Unfit, say: Callable[[str], None]) -> None:
+        """Give a machine no more runs."""
+        if unfit.node not in self._unfit:
+            self._unfit.add(unfit.node)
+            say(f"{unfit.why}. It gets no runs.")
 
     def cancel(self, ref: Any) -> None:
-        """End a run now, or take it from Ray's queue."""
+        """End a run, or take it from Ray's queue."""
         self._ray.cancel(ref, force=True)
-        self._ray.wait([ref], timeout=10)
 
     def close(self) -> None:
-        """Leave the cluster as it was; end a Ray of one's own."""
+        """Wait for what was cancelled; leave the cluster as it was, end a Ray of one's own."""
         for token in self._tokens:
             token.unlink(missing_ok=True)
         if self._ray is not None:
+            if self._refs:
+                self._ray.wait(self._refs, num_returns=len(self._refs), timeout=10)
             self._ray.shutdown()
+        if self._own:
+            shutil.rmtree(self._own, ignore_errors=True)
 
 
 WHY = {
@@ -254,13 +279,14 @@ class RayTask:
         self.job = job
         self.say = say
         self._deaths = 0
+        self._refusals = 0
         self._failure = ""
-        self._visible_by = 0.0
+        self._visible_by: float | None = None
         self._submit()
 
     def _submit(self) -> None:
         self._log_before = _stamp(self.job.log)
-        self._epochs_before = epochs_done(self.job)
+        self._checkpoint_before = _stamp(self.job.run.checkpoint())
         self._ref = self.executor.submit(self.job)
 
     def has_begun(self) -> bool:
@@ -270,23 +296,28 @@ class RayTask:
     def has_ended(self) -> bool:
         """Whether it is over for good."""
         try:
-            status = self.executor.status(self._ref)
-        except UserError as error:
-            self._failure = str(error)
-            return True
+            outcome = self.executor.outcome(self._ref)
         except ChildProcessError as death:
             return not self._again(str(death))
-        if status is None:
+        if outcome is None:
             return False
-        if status:
-            self._failure = last_line(self.job.log)
+        if isinstance(outcome, Unfit):
+            self._refusals += 1
+            self.executor.leave_out(outcome, self.say)
+            if self._refusals <= MACHINES:
+                self._submit()
+                return False
+            outcome = outcome.why
+        if outcome:
+            self._failure = outcome
             return True
         self._visible_by = self._visible_by or monotonic() + PATIENCE
         return not self.job.commands() or monotonic() > self._visible_by
 
     def _again(self, why: str) -> bool:
         """Begin again from the last checkpoint, unless it leads nowhere."""
-        self._deaths = 0 if epochs_done(self.job) > self._epochs_before else self._deaths + 1
+        advanced = _stamp(self.job.run.checkpoint()) != self._checkpoint_before
+        self._deaths = 0 if advanced else self._deaths + 1
         if self._deaths > RETRIES:
             self._failure = f"{why}, {self._deaths} times without finishing an epoch"
             return False
@@ -303,36 +334,27 @@ class RayTask:
         self.executor.cancel(self._ref)
 
 
-def _look(place: Place, sweeps: Sequence[Path]) -> None:
-    place.enter(sweeps)
-
-
-def _work(place: Place, job: Job, threads: int, gpus: bool) -> int:
-    place.enter([job.sweep])
-    if not gpus:  # nor those that others were given
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    return work(job, threads)
-
-
-def _stamp(log: Path) -> tuple[int, int] | None:
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Something that changes whenever a file does; None if it cannot be seen."""
     try:
-        found = log.stat()
-    except FileNotFoundError:
+        found = file.stat()
+    except OSError:
         return None
     return found.st_size, found.st_mtime_ns
 
 
-def _reason(error: Exception, host: str) -> str:
-    """What went wrong in a task, without where in Ray."""
-    cause = getattr(error, "cause", None) or error
-    return str(cause) if isinstance(cause, UserError) else f"{host}: {_first_line(cause)}"
-
-
 def _knock(address: str) -> None:
-    """See whether anyone listens at HOST:PORT; Ray would try for minutes."""
+    """See whether anyone listens at HOST:PORT; Ray would try for minutes.
+
+    Raises:
+        UserError: nobody does.
+    """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(f"Ray at {address} cannot be reached ({error})") from None
 
 
 def _why_not_joined(error: BaseException) -> str:

@@ -106,7 +106,8 @@ def add_options_of_running(parser: Arguments) -> None:
     parser.add_argument(
         "--gpus",
         type=float,
-        help="with ray, the share of a GPU that each run gets, 0 to 1 (default 1 if there are any)",
+        help="with ray, the share of a GPU that each run gets, 0 or 0.01 to 1 (default 1 if there "
+        "are any)",
     )
 
 
@@ -147,16 +148,17 @@ def _make_executor(
         from prunerob.sweeps.cluster import RayTasks
 
         accelerators = {sweep.plain["trainer"]["accelerator"] for sweep in sweeps}
-        if gpus is not None and not 0 <= gpus <= 1:
-            raise UserError(f"--gpus: {gpus:g} lies outside [0, 1]; a run takes one device")
+        if gpus and not 0.01 <= gpus <= 1:
+            raise UserError(f"--gpus: {gpus:g} is not 0 or 0.01 to 1; a run takes one device")
         if gpus == 0 and accelerators & {"gpu", "cuda"}:
             raise UserError("--gpus: 0, but trainer.accelerator asks for one")
+        address = ray_address or os.environ.get("RAY_ADDRESS")
         return RayTasks(
-            address=ray_address or os.environ.get("RAY_ADDRESS"),
+            address=None if address == "local" else address,
             at_once=jobs,
             threads=threads or 1,
             gpus=gpus,
-            may_use_gpu=accelerators != {"cpu"},
+            accelerators=accelerators,
         )
     for name, value in (("--ray-address", ray_address), ("--gpus", gpus)):
         if value is not None:

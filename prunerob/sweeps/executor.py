@@ -21,7 +21,7 @@ class Work(Protocol):
         """Why it failed, once it has ended; nothing if it went well."""
 
     def stop(self) -> None:
-        """End it now. What it has finished stays."""
+        """Tell it to end now. What it has finished stays."""
 
 
 class Executor(Protocol):
@@ -53,4 +53,4 @@ class Executor(Protocol):
         """
 
     def close(self) -> None:
-        """Leave nothing behind, after the last run or an interruption."""
+        """Wait for what was stopped, and leave nothing behind."""

@@ -27,6 +27,7 @@ class Processes:
         self.at_once = at_once
         self.threads = threads
         self._context: Any = None
+        self._processes: list[BaseProcess] = []
 
     def prepare(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
         """Choose how processes begin: on Linux from one that has imported what takes seconds."""
@@ -48,10 +49,14 @@ class Processes:
         """Begin a run."""
         process = self._context.Process(target=_work, args=(job, self.threads), daemon=True)
         process.start()
+        self._processes.append(process)
         return _Process(process, job)
 
     def close(self) -> None:
-        """Nothing is left behind."""
+        """Wait for what was stopped."""
+        for process in self._processes:
+            process.join(10)
+            process.kill()  # a file is written beside the old one, then renamed
 
 
 class _Process:
@@ -77,13 +82,11 @@ class _Process:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.join(10)
-        self.process.kill()  # a file is written beside the old one, then renamed
 
 
 def _work(job: Job, threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(work(job, threads))
+    sys.exit(1 if work(job, threads) else 0)
 
 
 def _end_with_parent() -> None:

@@ -121,7 +121,7 @@ def epochs_done(job: Job) -> int:
     """How many of its own epochs a run has finished, as its log tells."""
     if job.is_trained:
         return job.epochs
-    found = re.findall(r"^Epoch (\d+)/(\d+) ", _tail(job.log), re.MULTILINE)
+    found = re.findall(r"^Epoch (\d+)/(\d+) \(", _tail(job.log), re.MULTILINE)
     if not found:
         return 0
     epoch, epochs = map(int, found[-1])
@@ -150,9 +150,10 @@ def last_line(log: Path) -> str:
 
 
 def _tail(log: Path, size: int = 20_000) -> str:
-    if not log.is_file():
+    try:
+        with log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - size))
+            return file.read().decode(errors="replace")
+    except OSError:  # not begun, or begun anew just now
         return ""
-    with log.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - size))
-        return file.read().decode(errors="replace")

@@ -63,9 +63,11 @@ def _run_jobs(jobs: Sequence[Job], executor: Executor) -> dict[Job, str]:
                     sleep(POLL)
                     _collect(progress, say)
         finally:  # also after an interruption: nobody would watch them
-            for running in progress.running:
-                running.work.stop()
-            executor.close()
+            try:
+                for running in reversed(progress.running):  # first those that only wait
+                    running.work.stop()
+            finally:
+                executor.close()
     say(progress.headline())
     return progress.failed
 

@@ -1,4 +1,7 @@
-"""What a worker does with a run, in a process of its own, on whatever machine."""
+"""What a worker does with a run, in a process of its own, on whatever machine.
+
+Importing this module imports nothing that reads the environment: `forget_ranks` comes first.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,27 @@ import shlex
 import socket
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 from prunerob.locks import locked
-from prunerob.sweeps.plan import Job
+
+if TYPE_CHECKING:
+    from prunerob.sweeps.plan import Job
 
 
-def work(job: Job, threads: int) -> int:
+def forget_ranks() -> None:
+    """Drop what a launcher told this process of ranks; to be called before Lightning is imported.
+
+    A run of a sweep takes one device, whoever began the sweep or its cluster. Told that it is
+    SLURM's second task, Lightning would leave it to the first to write.
+    """
+    ranks = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR")
+    for name in list(os.environ):
+        if name in ranks or name.startswith(("SLURM_", "TORCHELASTIC_", "JSM_", "OMPI_", "LSB_")):
+            del os.environ[name]
+
+
+def work(job: Job, threads: int) -> str:
     """Bring a run to its end, from wherever it stands; all that it prints goes into its log.
 
     Args:
@@ -20,53 +38,55 @@ def work(job: Job, threads: int) -> int:
         threads: CPU threads.
 
     Returns:
-        0, or the exit status of the command that failed.
+        why it failed; nothing if it went well.
     """
-    forget_ranks()
     locks = job.sweep / ".locks"
     locks.mkdir(exist_ok=True)
-    # Where a machine is only thought to be dead, its worker may still be at it.
-    with locked(locks / f"{job.run.folder.parent.name}-{job.run.folder.name}", wait=True):
-        job.clear()
-        job.run.folder.mkdir(parents=True, exist_ok=True)
-        opened = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(opened, 1)
-        os.dup2(opened, 2)
-        _print(f"# {socket.gethostname()}, process {os.getpid()}")
+    lock = locks / f"{job.run.folder.parent.name}-{job.run.folder.name}"
+    me = f"{socket.gethostname()}, process {os.getpid()}"
+    try:
+        with locked(lock, wait=False):
+            return _work(job, threads, me)
+    except BlockingIOError:
+        # On a machine that is only thought to be dead.
+        with job.log.open("a") as log:
+            log.write(f"# {me}, waits for another worker that is still at this run\n")
+    with locked(lock, wait=True):
+        return _work(job, threads, me)
 
-        import torch
 
-        from prunerob.cli import main
+def _work(job: Job, threads: int, me: str) -> str:
+    job.clear()
+    job.run.folder.mkdir(parents=True, exist_ok=True)
+    opened = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(opened, 1)
+    os.dup2(opened, 2)
+    os.close(opened)
+    _print(f"# {me}")
 
-        torch.set_num_threads(threads)
+    import torch
+
+    from prunerob.cli import main
+    from prunerob.sweeps.progress import last_line
+
+    torch.set_num_threads(threads)
+    try:
         for command in job.commands():
             _print(f"$ prunerob {shlex.join(command)}")
-            try:
-                main(command)
-            except SystemExit as end:
-                return end.code if isinstance(end.code, int) else 1
-            except Exception:
-                traceback.print_exc()
-                return 1
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-    return 0
+            main(command)
+    except SystemExit as end:
+        failed = bool(end.code)
+    except Exception:
+        traceback.print_exc()
+        failed = True
+    else:
+        failed = False
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.fsync(1)  # others read it on other machines
+    return last_line(job.log) if failed else ""
 
 
 def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()  # in front of what Lightning says, which has another way out
-
-
-def forget_ranks() -> None:
-    """Drop what a launcher told this process of ranks.
-
-    A run of a sweep takes one device, whoever began the sweep or its cluster. Told that it is
-    SLURM's second task, Lightning would leave writing to the first. To be called before Lightning
-    is imported.
-    """
-    ranks = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR")
-    for name in list(os.environ):
-        if name in ranks or name.startswith(("SLURM_", "TORCHELASTIC_", "JSM_", "OMPI_", "LSB_")):
-            del os.environ[name]
