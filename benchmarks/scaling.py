@@ -6,9 +6,10 @@
 A step of training on N devices is a step on one device with a batch N times smaller, and then an
 all-reduce of the gradients. Both are measured here: the first by `prunerob fit` on one device with
 smaller batches, under ddp, whose bookkeeping costs something even alone; the second between two
-processes. The model is then held against `prunerob fit` on two devices. What two devices of one machine take from each other without talking (clock, memory) is
-measured by two `fit`s side by side that know nothing of each other. Epochs are timed inside `fit`,
-without validation; the first of each run is left out. On the CPU each process has one thread.
+processes. The model is then held against `prunerob fit` on two devices. What two devices of one
+machine take from each other without talking (clock, memory) is measured by two `fit`s side by side
+that know nothing of each other. Epochs are timed inside `fit`, without validation; the first of
+each run is left out. On the CPU each process has one thread.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ def main() -> None:
     size = 4 * sum(p.numel() for p in network.parameters() if p.requires_grad)
 
     # Taking turns: a machine's speed changes within minutes.
-    counts = [n for n in said.devices if batch % n == 0]
+    counts = [n for n in sorted({1, 2, *said.devices}) if batch % n == 0]
     alone: dict[int, list[float]] = {n: [] for n in counts}
     plainly: list[float] = []
     beside: list[float] = []
