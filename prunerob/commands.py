@@ -32,7 +32,7 @@ from prunerob.errors import UserError
 from prunerob.pixels import Pixels
 from prunerob.progress import Progress
 from prunerob.pruning import Pruning
-from prunerob.ranks import gather
+from prunerob.ranks import gather, part
 from prunerob.review import review
 from prunerob.runs import (
     CHECKPOINTS,
@@ -94,6 +94,8 @@ def run(args: Sequence[str]) -> None:
         CommandLine(command, rest, weights)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    finally:
+        part()
 
 
 def resolve(args: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -33,6 +34,17 @@ def gather(value: T) -> list[T]:
     found: list[Any] = [None] * ranks()
     dist.all_gather_object(found, value)
     return found
+
+
+def part() -> None:
+    """End what the ranks have in common, after the last word between them.
+
+    Left to the interpreter's end, gloo's threads can outlive what they need, and a finished run
+    ends with an abort (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+        gc.collect()  # whatever still refers to it
 
 
 def from_first(value: T) -> T:

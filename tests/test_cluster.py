@@ -78,6 +78,7 @@ def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_the_results_are_the_same(
     sweep: Path, tmp_path: Path
 ) -> None:
