@@ -10,10 +10,11 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from time import perf_counter, sleep
+from time import monotonic, perf_counter, sleep
 from typing import Any, cast
 
 import pytest
@@ -72,6 +73,23 @@ def weights(run: Path, name: str = "last") -> dict[str, Tensor]:
 def masks(run: Path) -> dict[str, Tensor]:
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     return checkpoint["callbacks"]["Pruning"]["masks"]  # type: ignore[no-any-return]
+
+
+def on_one_thread(*args: str) -> None:
+    """Run a command here, with as many threads as other processes of the tests have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        main(args)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> None:
+    deadline = monotonic() + seconds
+    while not what():
+        assert monotonic() < deadline
+        sleep(0.02)
 
 
 def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:

@@ -7,12 +7,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
-from time import monotonic, sleep
-from typing import Any
 
 import pytest
 
@@ -21,7 +19,7 @@ from prunerob.sweeps.cluster import RETRIES, RayTask, RayTasks
 from prunerob.sweeps.command import make_sweep
 from prunerob.sweeps.machine import Place, Unfit
 from prunerob.sweeps.plan import Job
-from tests.test_cli import TINY, assert_equal, refused, weights
+from tests.test_cli import TINY, assert_equal, refused, wait_for, weights
 
 pytest.importorskip("ray", reason="an optional extra")
 
@@ -45,14 +43,6 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SLURM_PROCID", "1")
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
-    deadline = monotonic() + seconds
-    while not (found := what()):
-        assert monotonic() < deadline
-        sleep(0.02)
-    return found
-
-
 def start(*args: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -67,15 +57,27 @@ def worker_of(run: Path) -> int:
     return int(re.findall(r"process (\d+)", log.read_text())[-1])
 
 
-def is_alive(process: int) -> bool:
+def status(process: int) -> list[str]:
+    """What Linux says of a process: its state, its parent, and more; nothing once it is gone."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
-        return False
+        return []
 
 
-def parent(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+def accuracies(run: Path) -> list[str]:
+    """A table without the seconds that it took."""
+    return [line.rpartition(",")[0] for line in (run / "robustness.csv").read_text().splitlines()]
+
+
+def assert_same(runs: Path, sweep: Path, *seeds: str) -> None:
+    """That sweeps came to the same weights, to the bit, and the same tables."""
+    for seed in seeds:
+        for name in ("dense", "weight-0.5"):
+            mine, theirs = runs / seed / name, sweep / seed / name
+            assert_equal(weights(mine), weights(theirs))
+            assert accuracies(mine) == accuracies(theirs)
+            assert list(mine.glob("events.out.tfevents*"))
 
 
 @pytest.mark.slow
@@ -89,24 +91,12 @@ def test_a_worker_that_dies_is_replaced_and_the_results_are_the_same(
     assert process.returncode == 0, out
     assert "dense, seed 0: its worker died; it is begun again from its last epoch" in out
     assert "4 of 4 runs finished" in out
-    for seed in ("seed0", "seed1"):
-        for name in ("dense", "weight-0.5"):
-            assert_equal(weights(runs / seed / name), weights(sweep / seed / name))
-            theirs = (sweep / seed / name / "robustness.csv").read_text()
-            assert accuracies((runs / seed / name / "robustness.csv").read_text()) == (
-                accuracies(theirs)
-            )
-            assert list((runs / seed / name).glob("events.out.tfevents*"))
+    assert_same(runs, sweep, "seed0", "seed1")
     log = (runs / "seed0" / "dense" / "log.txt").read_text()
     assert log.count("$ prunerob fit") == 2
     assert "Epoch 2/2 (training)" in log
     assert f"--ckpt_path {Path('sweeps/tiny/seed0/dense')}" in log  # not from the start
     assert not list(runs.glob(".shared-*"))
-
-
-def accuracies(csv: str) -> list[str]:
-    """A table without the seconds that it took."""
-    return [line.rpartition(",")[0] for line in csv.splitlines()]
 
 
 class Cluster:
@@ -161,15 +151,13 @@ def test_a_machine_that_is_lost_is_made_up_for(
     process = start("--amount", "0.5", "--seed", "0,1", "--ray-address", cluster.address)
     runs = tmp_path / "sweeps" / "tiny"
     worker = worker_of(runs / "seed0" / "dense")
-    os.kill(parent(worker), signal.SIGKILL)  # what there is of Ray on that machine
+    os.kill(int(status(worker)[1]), signal.SIGKILL)  # what there is of Ray on that machine
     os.kill(worker, signal.SIGKILL)
     out, _ = process.communicate()
     assert process.returncode == 0, out
     assert "2 machines: room for 2 runs, each with 1 CPU." in out
     assert "dense, seed 0: its machine was lost; it is begun again" in out
-    for seed in ("seed0", "seed1"):
-        for name in ("dense", "weight-0.5"):
-            assert_equal(weights(runs / seed / name), weights(sweep / seed / name))
+    assert_same(runs, sweep, "seed0", "seed1")
 
 
 @pytest.mark.slow
@@ -199,13 +187,13 @@ def test_no_worker_outlives_its_sweep_and_it_goes_on(
     cluster.add("--num-gpus", "1")  # said to be there: no network of tiny.yaml goes on one
     args = ["--amount", "0.5", "--ray-address", cluster.address, "--gpus", "0.5"]
     process = start(*args)
-    runs = tmp_path / "sweeps" / "tiny" / "seed0"
-    worker = worker_of(runs / "dense")
+    runs = tmp_path / "sweeps" / "tiny"
+    worker = worker_of(runs / "seed0" / "dense")
     environment = Path(f"/proc/{worker}/environ").read_text()
     os.kill(process.pid, how)
     process.communicate()
     assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[how]
-    wait_for(lambda: not is_alive(worker), 20)
+    wait_for(lambda: status(worker)[:1] in ([], ["Z"]), 20)
     assert "SLURM_PROCID=1" in environment  # as the cluster was started
 
     process = start(*args)
@@ -214,8 +202,7 @@ def test_no_worker_outlives_its_sweep_and_it_goes_on(
     assert (
         "1 machine: room for 1 run, each with 1 CPU and 0.5 GPU." in out
     )  # one CPU, though two would share the GPU
-    for name in ("dense", "weight-0.5"):
-        assert_equal(weights(runs / name), weights(sweep / "seed0" / name))
+    assert_same(runs, sweep, "seed0")
 
 
 @pytest.fixture

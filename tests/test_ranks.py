@@ -19,13 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 from prunerob import ranks
 from prunerob.adversarial_training import AdversarialTraining
 from prunerob.attacks import PGD, Attack, NoAttack
-from prunerob.cli import main
 from prunerob.data import MNIST
 from prunerob.data.images import Batch, Batches, Images
 from prunerob.errors import UserError
 from prunerob.networks import WideResNet
 from prunerob.pixels import Pixels
 from tests.test_classifier import classifier
+from tests.test_cli import on_one_thread
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 ZOO = Path(__file__).parent.parent / "zoo"
@@ -57,16 +57,6 @@ def run(*args: str, devices: int = 1, status: int = 0) -> str:
     out, _ = process.communicate()
     assert process.returncode == status, out
     return out
-
-
-def run_here(*args: str) -> None:
-    """Run a command in this process, which has begun already; one thread, as ranks have."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        main(args)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def weights(folder: str, name: str = "last") -> dict[str, Tensor]:
@@ -133,7 +123,7 @@ def test_the_table_is_the_same_on_any_number_of_ranks(several: int, tmp_path: Pa
             (place / f"{name}.{kind}").write_bytes((ZOO / f"{name}.{kind}").read_bytes())
         test = ["test", "--ckpt_path", str(place / f"{name}.safetensors"), *TEST]
         if devices == 1:
-            run_here(*test)
+            on_one_thread(*test)
         else:
             run(*test, devices=devices)
         found = json.loads((place / f"{name}_robustness.json").read_text())
@@ -154,7 +144,7 @@ def test_two_ranks_train_as_one() -> None:
     """320 images in batches of 66: the last one is shared out unevenly."""
     fit = ["fit", "--config", TINY, "--data.batch_size", "66", "--data.eval_batch_size", "20"]
     name = "--trainer.logger.init_args.version"
-    run_here(*fit, name, "one")
+    on_one_thread(*fit, name, "one")
     out = run(*fit, name, "two", devices=2)
     assert out.count("Run: lightning_logs/tiny/two") == 1, "said once"
     one, two = weights("tiny/one"), weights("tiny/two")

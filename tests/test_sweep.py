@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from time import monotonic, sleep
 
 import pytest
 import torch
@@ -17,7 +16,15 @@ import yaml
 from prunerob.cli import main
 from prunerob.errors import UserError
 from prunerob.sweeps.plan import make_branches
-from tests.test_cli import TINY, assert_equal, masks, refused, weights
+from tests.test_cli import (
+    TINY,
+    assert_equal,
+    masks,
+    on_one_thread,
+    refused,
+    wait_for,
+    weights,
+)
 
 SWEEP = ["sweep", "--config", TINY, "--criterion", "weight,filter", "--amount", "0,0.5"]
 SWEEP += ["--threads", "1"]  # as in the fixture: bits depend on their number
@@ -70,12 +77,7 @@ def test_every_branch_grows_from_one_dense_network(sweep: Path) -> None:
 
 
 def test_a_branch_equals_the_single_run(sweep: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        main(["fit", "--config", TINY, "--pruning.amount", "0.5", "--seed_everything", "1"])
-    finally:
-        torch.set_num_threads(threads)
+    on_one_thread("fit", "--config", TINY, "--pruning.amount", "0.5", "--seed_everything", "1")
     single = Path("lightning_logs/tiny/version_0")
     assert_equal(weights(single, "before_pruning"), weights(sweep / "seed1" / "dense"))
     assert_equal(weights(single), weights(sweep / "seed1" / "weight-0.5"))
@@ -127,17 +129,12 @@ def test_a_kill_ends_every_process_and_the_sweep_goes_on(sweep: Path, tmp_path: 
     command = [sys.executable, "-m", "prunerob", *args]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     folder = tmp_path / "sweeps" / "tiny" / "seed1"
-    deadline = monotonic() + 120
-    while not (folder / "control" / "config.yaml").is_file():
-        assert process.poll() is None
-        assert monotonic() < deadline
-        sleep(0.02)
+    begun = folder / "control" / "config.yaml"
+    wait_for(lambda: begun.is_file() or process.poll() is not None)
+    assert process.poll() is None
     process.kill()  # its children are not told: they must notice
     process.wait()
-    deadline = monotonic() + 20
-    while group_is_alive(process.pid):
-        assert monotonic() < deadline, "a child goes on without its sweep"
-        sleep(0.1)
+    wait_for(lambda: not group_is_alive(process.pid), 20)  # no child goes on without its sweep
     assert not (folder / "weight-0.5").exists()
     dense = (folder / "dense" / "summary.json").stat().st_mtime
 

@@ -19,6 +19,7 @@ from typing import Any
 from prunerob.errors import UserError
 from prunerob.sweeps.machine import Place, Unfit, look, run
 from prunerob.sweeps.plan import Job
+from prunerob.sweeps.processes import cores
 from prunerob.sweeps.worker import forget_ranks
 
 RETRIES = 3
@@ -120,11 +121,10 @@ class RayTasks:
         # Not where TMPDIR says: names of sockets must be short.
         self._own = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if linux_or_mac else None)
         group = os.getpgrp() if linux_or_mac else 0
-        affinity = getattr(os, "sched_getaffinity", None)
         try:
             ray.init(
                 address="local",
-                num_cpus=len(affinity(0)) if affinity else None,
+                num_cpus=cores(),
                 include_dashboard=False,
                 object_store_memory=100 * 2**20,  # runs exchange files
                 log_to_driver=False,

@@ -164,11 +164,10 @@ def _make_executor(
         if value is not None:
             raise UserError(f"{name} is for --executor ray")
 
-    from prunerob.sweeps.processes import Processes
+    from prunerob.sweeps.processes import Processes, cores
 
     at_once = jobs or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Processes(at_once=at_once, threads=threads or max(1, (cores or 1) // at_once))
+    return Processes(at_once=at_once, threads=threads or max(1, cores() // at_once))
 
 
 def make_sweep(options: Mapping[str, Any]) -> Sweep:

@@ -15,6 +15,13 @@ from prunerob.sweeps.progress import last_line
 from prunerob.sweeps.worker import forget_ranks, work
 
 
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Processes:
     """An executor: this machine.
 

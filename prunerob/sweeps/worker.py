@@ -10,6 +10,7 @@ import shlex
 import socket
 import sys
 import traceback
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from prunerob.locks import locked
@@ -44,14 +45,13 @@ def work(job: Job, threads: int) -> str:
     locks.mkdir(exist_ok=True)
     lock = locks / f"{job.run.folder.parent.name}-{job.run.folder.name}"
     me = f"{socket.gethostname()}, process {os.getpid()}"
-    try:
-        with locked(lock, wait=False):
-            return _work(job, threads, me)
-    except BlockingIOError:
-        # On a machine that is only thought to be dead.
-        with job.log.open("a") as log:
-            log.write(f"# {me}, waits for another worker that is still at this run\n")
-    with locked(lock, wait=True):
+    with ExitStack() as locks_held:
+        try:
+            locks_held.enter_context(locked(lock, wait=False))
+        except BlockingIOError:  # on a machine that is only thought to be dead
+            with suppress(FileNotFoundError), job.log.open("a") as log:
+                log.write(f"# {me}, waits for another worker that is still at this run\n")
+            locks_held.enter_context(locked(lock, wait=True))
         return _work(job, threads, me)
 
 
