@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,14 @@ from torch import Tensor
 
 from prunerob.errors import UserError
 from prunerob.networks import MnistCNN
-from prunerob.packed import PARTS, pack, unpack
+from prunerob.packed import FIELDS, PARTS, WORTH_SPLITTING, pack, unpack
 from prunerob.pruning import weight_magnitude
 from prunerob.pruning.masks import apply_masks, make_masks
 from prunerob.runs import load_weights
 
 
 @given(
-    st.lists(st.integers(0, 4), max_size=4),
+    st.lists(st.integers(0, 4), max_size=4) | st.just([3, 2, WORTH_SPLITTING]),
     st.floats(0, 1),
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
     st.integers(0, 2**31),
@@ -32,6 +33,8 @@ def test_what_is_unpacked_is_what_was_packed(
     value = torch.randn(shape, generator=generator)
     value[torch.rand(shape, generator=generator) < share] = 0
     value[torch.rand(shape, generator=generator) < 0.1] = -0.0
+    value[torch.rand(shape, generator=generator) < 0.01] = -torch.inf
+    value[torch.rand(shape, generator=generator) < 0.01] = 1e-42
     weights = {"a.weight": value.to(dtype), "b.bias": torch.ones(2)}
     found = unpack(pack(weights))
     assert found.keys() == weights.keys()
@@ -45,19 +48,28 @@ def test_a_pruned_network_loads_from_a_small_file(network: MnistCNN, tmp_path: P
     apply_masks(network, make_masks(network, weight_magnitude(network, 0), 0.98))
     file = tmp_path / "packed.safetensors"
     save_file(pack(network.state_dict()), file)
-    assert file.stat().st_size < 45_000
+    assert file.stat().st_size < 38_000
     other = MnistCNN()
     load_weights(other, file)
     for name, value in network.state_dict().items():
         assert torch.equal(other.state_dict()[name], value)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [*PARTS, *FIELDS])
 def test_damage_is_told(part: str) -> None:
-    stored = pack({"w": torch.zeros(10, 10)})
-    for damage in (None, torch.ones(3)):
-        broken: dict[str, Tensor] = {k: v for k, v in stored.items() if not k.endswith(part)}
+    stored = pack({"w": torch.zeros(10, 10), "v": torch.ones(WORTH_SPLITTING)})
+    name = next(name for name in stored if name.endswith(part))
+    for damage in (None, torch.ones(3), torch.ones(1, dtype=torch.uint8), torch.tensor([7])):
+        broken: dict[str, Tensor] = {k: v for k, v in stored.items() if k != name}
         if damage is not None:
-            broken["w" + part] = damage
-        with pytest.raises(UserError, match="packed weights of w are damaged"):
+            broken[name] = damage
+        with pytest.raises(UserError, match=f"packed weights of {name[0]} are damaged"):
             unpack(broken)
+
+
+def test_a_file_does_not_unpack_to_more_than_it_says() -> None:
+    stored = pack({"v": torch.ones(WORTH_SPLITTING)})
+    bomb = bytearray(zlib.compress(bytes(10**7)))
+    stored["v" + FIELDS[0]] = torch.frombuffer(bomb, dtype=torch.uint8)
+    with pytest.raises(UserError, match="packed weights of v are damaged"):
+        unpack(stored)
