@@ -140,10 +140,13 @@ def best_layout(network: nn.Module) -> nn.Module:
 
 
 def versions(attack: PGD, device: torch.device) -> dict[str, PGD]:
-    """The attack in the precisions to compare."""
+    """The attack in the precisions to compare, on CUDA also replayed as a graph."""
     found = {"prunerob, float32": replace(attack, precision="float32")}
     if has_bfloat16(device.type):
         found = {"prunerob, bfloat16": replace(attack, precision="bfloat16"), **found}
+    if device.type == "cuda":
+        graphs = {f"{name}, replayed": replace(of, cuda_graph=True) for name, of in found.items()}
+        found = {**graphs, **found}
     return found
 
 
@@ -208,7 +211,8 @@ def ingredients(
         precision = label.removeprefix("prunerob, ")
         if precision == "float32":
             contest["float32"] = partial(attack, plain, x, y)
-        contest[f"{precision}, channels-last"] = partial(attack, channels_last, x, y)
+        if not attack.cuda_graph:
+            contest[f"{precision}, channels-last"] = partial(attack, channels_last, x, y)
         contest[f"{precision}, rewritten"] = partial(attack, laid_out, x, y)
     seconds = bench.compare(contest)
     steps = len(x) * pgd.steps

@@ -87,10 +87,17 @@ def rewrite(network: nn.Module, shape: torch.Size) -> Rewrite:
     """
     if isinstance(network, Rewrite):
         return network
+    if has_own_rewrite(network):
+        return cast(Rewritable, network).rewrite(shape) or AsItIs(network)
+    return AsItIs(network)
+
+
+def has_own_rewrite(network: nn.Module) -> bool:
+    """Whether a rewrite is known that speaks for the network as it is; or whether it is one."""
+    if isinstance(network, Rewrite):
+        return type(network) is not AsItIs
     bases = type(network).__mro__
     computing = next(i for i, base in enumerate(bases) if "forward" in vars(base))
     rewriting = next((i for i, base in enumerate(bases) if "rewrite" in vars(base)), len(bases))
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
-    if rewriting <= computing and "forward" not in vars(network) and not hooked:
-        return cast(Rewritable, network).rewrite(shape) or AsItIs(network)
-    return AsItIs(network)
+    return rewriting <= computing and "forward" not in vars(network) and not hooked
