@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import yaml
 
 from prunerob.cli import main
 from prunerob.errors import UserError
+from prunerob.sweeps import processes
 from prunerob.sweeps.plan import make_branches
 from tests.test_cli import (
     TINY,
@@ -350,3 +353,39 @@ def test_each_run_is_tested_with_its_own_settings(sweep: Path) -> None:
         log = (sweep / "seed0" / name / "log.txt").read_text()
         tested = log.split("$ prunerob test")[1].splitlines()[0]
         assert f"--pruning.amount 0.5 --pruning.criterion prunerob.pruning.{method}" in tested
+
+
+def test_runs_side_by_side_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the variable that CUDA reads in each process; the processes here are stand-ins."""
+    seen: dict[int, str] = {}
+    ended: set[int] = set()
+
+    class Stub:
+        def __init__(self, target: Any, args: tuple[int, int, str], daemon: bool) -> None:
+            self.run, self.args = target, args
+
+        def start(self) -> None:
+            with pytest.raises(SystemExit):
+                self.run(*self.args)
+
+        def is_alive(self) -> bool:
+            return self.args[0] not in ended
+
+    def work(job: int, threads: int) -> bool:
+        seen[job] = os.environ["CUDA_VISIBLE_DEVICES"]
+        return False
+
+    monkeypatch.setattr(processes, "work", work)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for visible, names in (("", ("0", "1")), ("3,5", ("3", "5"))):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        executor = processes.Processes(at_once=3, threads=1)
+        executor.prepare([], print)
+        executor._context = SimpleNamespace(Process=Stub)
+        ended.clear()
+        for number in range(3):
+            executor.begin(number, print)  # type: ignore[arg-type]
+        ended.add(1)
+        executor.begin(3, print)  # type: ignore[arg-type]
+        first, second = names
+        assert seen == {0: first, 1: second, 2: first, 3: second}

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch
+
 from prunerob.sweeps.plan import Job
 from prunerob.sweeps.progress import last_line
 from prunerob.sweeps.worker import forget_ranks, work
@@ -22,8 +24,15 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    count = torch.cuda.device_count()
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (said.split(",") if said else [str(number) for number in range(count)])[:count]
+
+
 class Processes:
-    """An executor: this machine.
+    """An executor: this machine, its GPUs in turn.
 
     Args:
         at_once: how many runs go on side by side.
@@ -34,11 +43,13 @@ class Processes:
         self.at_once = at_once
         self.threads = threads
         self._context: Any = None
-        self._processes: list[BaseProcess] = []
+        self._gpus: list[str] = []
+        self._processes: list[_Process] = []
 
     def prepare(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
         """Choose how processes begin: on Linux from one that has imported what takes seconds."""
         forget_ranks()
+        self._gpus = gpus()
         linux = sys.platform == "linux"
         self._context = multiprocessing.get_context("forkserver" if linux else "spawn")
         if linux:
@@ -54,24 +65,27 @@ class Processes:
 
     def begin(self, job: Job, say: Callable[[str], None]) -> _Process:
         """Begin a run."""
-        process = self._context.Process(target=_work, args=(job, self.threads), daemon=True)
+        busy = [other.gpu for other in self._processes if not other.has_ended()]
+        gpu = min(self._gpus, key=busy.count, default=None)
+        process = self._context.Process(target=_work, args=(job, self.threads, gpu), daemon=True)
         process.start()
-        self._processes.append(process)
-        return _Process(process, job)
+        self._processes.append(_Process(process, job, gpu))
+        return self._processes[-1]
 
     def close(self) -> None:
         """Wait for what was stopped."""
-        for process in self._processes:
-            process.join(10)
-            process.kill()  # a file is written beside the old one, then renamed
+        for begun in self._processes:
+            begun.process.join(10)
+            begun.process.kill()  # a file is written beside the old one, then renamed
 
 
 class _Process:
     """A run in a process."""
 
-    def __init__(self, process: BaseProcess, job: Job) -> None:
+    def __init__(self, process: BaseProcess, job: Job, gpu: str | None) -> None:
         self.process = process
         self.job = job
+        self.gpu = gpu
 
     def has_begun(self) -> bool:
         return True
@@ -91,7 +105,9 @@ class _Process:
         self.process.terminate()
 
 
-def _work(job: Job, threads: int) -> None:
+def _work(job: Job, threads: int, gpu: str | None) -> None:
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # which CUDA reads when it is first asked
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(1 if work(job, threads) else 0)
 
