@@ -8,6 +8,7 @@ weights, are stored apart from the other bits and compressed. 98 % pruned, the M
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 
@@ -38,6 +39,7 @@ def pack(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     packed: dict[str, Tensor] = {}
     for name, value in weights.items():
+        value = value.detach()
         # Compared by bits: -0.0 is not 0, and must come back.
         kept = (value != 0) | torch.signbit(value)
         if kept.float().mean() > 0.9:
@@ -74,10 +76,13 @@ def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _with_zeros(bits: Tensor, values: Tensor, shape: Tensor) -> Tensor:
     """The tensor whose elements under the bits are the values, and 0 elsewhere."""
     sizes = shape.tolist()
-    count = int(np.prod(sizes))
+    count = math.prod(sizes)
+    # Before anything is made of that size, which a damaged file may put beyond all memory.
+    if len(bits) != -(-count // 8):
+        raise ValueError(f"{len(bits)} bytes of bits for {sizes}")
     kept = np.unpackbits(bits.numpy(), count=count).astype(bool)
-    if kept.sum() != len(values) or len(bits) != -(-count // 8):
-        raise ValueError(f"{len(values)} values and {len(bits)} bytes of bits for {sizes}")
+    if kept.sum() != len(values):
+        raise ValueError(f"{len(values)} values for {kept.sum()} bits")
     value = torch.zeros(sizes, dtype=values.dtype)
     value[torch.from_numpy(kept).view(sizes)] = values
     return value

@@ -67,7 +67,12 @@ def test_damage_is_told(part: str) -> None:
             unpack(broken)
 
 
-def test_a_file_does_not_unpack_to_more_than_it_says() -> None:
+def test_a_file_does_not_unpack_to_more_than_memory() -> None:
+    stored = pack({"w": torch.zeros(10, 10)})
+    for sizes in ([2**40, 2**10], [2**62, 4], [2**33]):
+        stored["w.packed.shape"] = torch.tensor(sizes)
+        with pytest.raises(UserError, match="packed weights of w are damaged"):
+            unpack(stored)
     stored = pack({"v": torch.ones(WORTH_SPLITTING)})
     bomb = bytearray(zlib.compress(bytes(10**7)))
     stored["v" + FIELDS[0]] = torch.frombuffer(bomb, dtype=torch.uint8)

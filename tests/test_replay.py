@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -83,7 +83,9 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tape]]:
     """The tapes recorded so far, with recording on."""
     made: list[Tape] = []
 
-    def record(run: Callable[[], tuple[Tensor, ...]]) -> tuple[Replay, tuple[Tensor, ...]]:
+    def record(
+        run: Callable[[], tuple[Tensor, ...]], device: torch.device
+    ) -> tuple[Replay, tuple[Tensor, ...]]:
         tape = Tape()
         with tape:
             outputs = run()
@@ -185,13 +187,71 @@ def test_what_a_recording_cannot_follow_is_not_replayed(tapes: list[Tape]) -> No
     assert len(calls) == ATTACK.steps
     hook.remove()
 
-    assert len(tapes) == 1
-    with torch.no_grad():
-        network.linear.weight = nn.Parameter(-network.linear.weight)
+    network.conv2 = Waits(network.conv2)
     for _ in range(3):
-        expected = replace(ATTACK, cuda_graph=False)(network, x, y)
-        assert torch.equal(ATTACK(network, x, y), expected)
-    assert len(tapes) == 2
+        ATTACK(network, x, y)
+    assert len(tapes) == 1
+
+    network = WideResNet(10, 1)
+    x, y = batch((3, 32, 32), 0)
+    for number, change in enumerate((lambda _: None, new_weight, another_eps, another_module)):
+        change(network)
+        for _ in range(3):
+            expected = replace(ATTACK, cuda_graph=False)(network, x, y)
+            assert torch.equal(ATTACK(network, x, y), expected)
+        assert len(tapes) == 2 + number
+
+
+class Waits(nn.Module):
+    """A layer that reads a value from the device."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert float(x.detach().mean()) < torch.inf
+        return cast(Tensor, self.layer(x))
+
+
+class Negative(nn.Linear):
+    """A layer of the same weights that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+def new_weight(network: WideResNet) -> None:
+    network.linear.weight = nn.Parameter(-network.linear.weight.detach())
+
+
+def another_eps(network: WideResNet) -> None:
+    network.bn.eps = 10.0
+
+
+def another_module(network: WideResNet) -> None:
+    negative = Negative(*network.linear.weight.shape[::-1])
+    negative.weight, negative.bias = network.linear.weight, network.linear.bias
+    network.linear = negative
+
+
+def test_images_of_a_graph_leave_nothing_behind(tapes: list[Tape]) -> None:
+    network = MnistCNN()
+    x, y = batch((1, 28, 28), 0)
+    for _ in range(3):
+        x_adv = ATTACK(network, x.requires_grad_() * 1, y)
+        assert not x_adv.requires_grad
+    (kept,) = _kept.values()
+    (recording,) = kept.recorded.values()
+    assert not any(value.requires_grad for value in (*recording.inputs, *recording.outputs))
+
+
+def test_anomalies_are_looked_for_in_the_loop_itself(tapes: list[Tape]) -> None:
+    network = MnistCNN()
+    with torch.autograd.set_detect_anomaly(True):  # type: ignore[no-untyped-call]
+        for call in range(3):
+            ATTACK(network, *batch((1, 28, 28), call))
+    assert not tapes
 
 
 def test_recordings_are_few_and_go_with_their_network(tapes: list[Tape]) -> None:
