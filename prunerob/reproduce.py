@@ -157,13 +157,7 @@ def report(what: str, paper: PaperTable, folder: Path, *, tolerance: float) -> N
 
 def _of(paper: PaperTable, results: Results) -> Results:
     """The results that belong to a table, without those that others of the folder need."""
-    wanted = {
-        (recipe.name, method, amount)
-        for recipe in paper.recipes
-        for criterion, amounts in paper.amounts_of(recipe.training).items()
-        for amount in amounts
-        for method in (criterion, f"filter ({_told(criterion)})")
-    }
+    wanted = _points(paper)
     kept = [
         result
         for result in results.all
@@ -175,9 +169,20 @@ def _of(paper: PaperTable, results: Results) -> Results:
     return Results(kept, results.left_out)
 
 
+def _points(paper: PaperTable) -> set[tuple[str, str, float]]:
+    """What a table prunes: recipe, method as reports call it, and amount."""
+    return {
+        (recipe.name, method, amount)
+        for recipe in paper.recipes
+        for criterion, amounts in paper.amounts_of(recipe.training).items()
+        for amount in amounts
+        for method in ([criterion] if criterion == "weight" else ["filter", _told(criterion)])
+    }
+
+
 def _told(criterion: str) -> str:
-    """What reports say in parentheses about a criterion of a sweep."""
-    return (criterion.partition(":")[2] or "weights").replace(":", ", ")
+    """What reports that know several readings call a criterion of a sweep that prunes filters."""
+    return f"filter ({(criterion.partition(':')[2] or 'weights').replace(':', ', ')})"
 
 
 def _method(point: Point) -> str:

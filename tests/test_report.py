@@ -233,6 +233,9 @@ def test_the_paper_s_numbers_stand_beside_ours(
     assert f" / {natural + 1.9:.1f} |" in lines[3], "within two points: no mark"
     assert lines[3].count("*") == 1
     assert f"/ {natural + 100:.1f} * |" in lines[4]
+    written = Path("runs/table/accuracy.md").read_text()
+    assert "weight" in written
+    assert "filter" not in written, "it is there, but of no row"
 
 
 def test_the_paper_s_tables_can_be_swept() -> None:
@@ -251,10 +254,18 @@ def test_the_paper_s_tables_can_be_swept() -> None:
     }
 
 
+def test_a_table_leaves_out_what_another_needs() -> None:
+    points = reproduce._points(TABLES["table2"])
+    assert ("FGSM", "weight", 0.8) in points
+    assert ("FGSM", "filter (weights)", 0.7) in points
+    assert ("FGSM", "filter (parameters)", 0.7) in points
+    assert not {("FGSM", method, 0.8) for method in ("filter", "filter (weights)")} & points
+
+
 def test_tables_and_reports_call_a_way_of_pruning_the_same() -> None:
-    assert reproduce._told("filter") == "weights"
-    assert reproduce._told("filter:parameters") == "parameters"
-    assert reproduce._told("filter:weights:silence") == "weights, silence"
+    assert reproduce._told("filter") == "filter (weights)"
+    assert reproduce._told("filter:parameters") == "filter (parameters)"
+    assert reproduce._told("filter:weights:silence") == "filter (weights, silence)"
     names = []
     for text in TABLES["table3"].amounts_of("PGD"):
         (branch,) = make_branches([text], [0.5])
