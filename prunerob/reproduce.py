@@ -44,6 +44,7 @@ def run(args: Sequence[str]) -> None:
         UserError: the request is mistaken.
         SystemExit: with status 1 if a run failed, after the report on the others.
     """
+    from prunerob.reports.command import add_tolerance
     from prunerob.sweeps.command import add_options_of_running, make_sweep, run_sweeps
 
     parser = Arguments("reproduce", DESCRIPTION)
@@ -66,12 +67,7 @@ def run(args: Sequence[str]) -> None:
         default="configs",
         help="folder of prunerob's configurations (default configs, in a checkout of prunerob)",
     )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=0.5,
-        help="of the operating points, as for `prunerob report` (default 0.5)",
-    )
+    add_tolerance(parser)
     parser.add_argument(
         "--report-only", action="store_true", help="run nothing; report on what is finished"
     )
@@ -80,26 +76,27 @@ def run(args: Sequence[str]) -> None:
     what = rest.pop(0) if rest and not rest[0].startswith("-") else None
     said, settings = parser.parse_known_args(rest)
     if what is None or what not in TABLES:
-        raise UserError(f"{what or 'nothing'} to reproduce; there are {', '.join(TABLES)}")
+        problem = "nothing to reproduce" if what is None else f"{what} is not known"
+        raise UserError(f"{problem}; there are {', '.join(TABLES)}")
     if said.report_only and settings:
         raise UserError(f"{settings[0]} is a setting of runs, and --report-only runs nothing")
     for word in settings:
         if word.removeprefix("--").startswith(("pruning.reading", "pruning.residual")):
             raise UserError(f"{word}: the table says what its amounts mean; use `prunerob sweep`")
     paper, folder = _only(TABLES[what], said.recipe), Path(said.folder)
+    for recipe in paper.recipes:
+        if not (config := Path(said.configs) / recipe.config).is_file():
+            raise UserError(
+                f"--configs: there is no {config}; name the configs folder of a checkout of "
+                "prunerob"
+            )
 
     failed = False
     if not said.report_only:
         sweeps = []
         for recipe in paper.recipes:
-            config = Path(said.configs) / recipe.config
-            if not config.is_file():
-                raise UserError(
-                    f"--configs: there is no {config}; name the configs folder of a checkout of "
-                    "prunerob"
-                )
             options = {
-                "config": config,
+                "config": Path(said.configs) / recipe.config,
                 "criterion": ["weight"],
                 "amount": paper.amounts_of(recipe.training),
                 "seed": said.seed,
@@ -109,7 +106,7 @@ def run(args: Sequence[str]) -> None:
             }
             sweeps.append(make_sweep(options))
         failed = bool(run_sweeps(sweeps, vars(said)))
-    report(what, paper, folder, tolerance=said.tolerance)
+    report(what, paper, folder, configs=Path(said.configs), tolerance=said.tolerance)
     if failed:
         raise SystemExit(1)
 
@@ -132,8 +129,19 @@ def _only(paper: PaperTable, patterns: Sequence[str] | None) -> PaperTable:
     return replace(paper, recipes=wanted)
 
 
-def report(what: str, paper: PaperTable, folder: Path, *, tolerance: float) -> None:
-    """Report on the finished runs of a table or figure, beside the paper's numbers."""
+def report(what: str, paper: PaperTable, folder: Path, *, configs: Path, tolerance: float) -> None:
+    """Report on the finished runs of a table or figure, beside the paper's numbers.
+
+    Args:
+        what: its name.
+        paper: the table or figure.
+        folder: where its runs are.
+        configs: folder of prunerob's configurations; what was run otherwise is told.
+        tolerance: of the operating points, in percentage points.
+
+    Raises:
+        UserError: there are no runs, or they do not go together.
+    """
     from prunerob.reports.command import show, write
     from prunerob.reports.results import read_results
 
@@ -144,6 +152,9 @@ def report(what: str, paper: PaperTable, folder: Path, *, tolerance: float) -> N
     results = _of(paper, read_results(places, partial=True, recipes=names))
     target = folder / what
     compared = comparison(paper, results)
+    if apart := departures(paper, results, configs):
+        told = f"Not as the recipe has it: {'; '.join(apart)}. {compared.note}"
+        compared = replace(compared, note=told)
     also = [compared] if compared.rows else []
     files = write(results, target, tolerance=tolerance, title=paper.title, also=also)
     console = Console()
@@ -153,6 +164,48 @@ def report(what: str, paper: PaperTable, folder: Path, *, tolerance: float) -> N
         (target / "comparison.csv").write_text(comparison_csv(paper, results))
         files += [target / "comparison.md", target / "comparison.csv"]
     console.print(f"Written: {len(files)} files in {target}", highlight=False, soft_wrap=True)
+
+
+def departures(paper: PaperTable, results: Results, configs: Path) -> list[str]:
+    """Settings of the runs that are not those of their recipes, in words.
+
+    Args:
+        paper: the table, with its recipes.
+        results: their runs.
+        configs: folder of the recipes' configurations.
+    """
+    from prunerob.commands import resolve
+    from prunerob.runs import NOT_TRAINING, differences
+
+    told: dict[tuple[str, str], int] = {}
+    for recipe in paper.recipes:
+        of_it = [result for result in results.all if result.point.recipe == recipe.name]
+        if not of_it:
+            continue
+        expected = resolve(["--config", str(configs / recipe.config), *recipe.settings])
+        epochs = {True: expected["pruning"]["epoch"], False: expected["trainer"]["max_epochs"]}
+        for result in of_it:
+            config, point = result.config, result.point
+            # What a sweep sets itself, or a table asks for.
+            free = [*NOT_TRAINING, "pruning", "trainer.max_epochs", "data.init_args.folder"]
+            if point.is_dense or point.is_scratch:
+                free.append("model.fine_tuning")
+            found = [
+                (name, wanted, is_so)
+                for name, wanted, is_so in differences(expected, config)
+                if not name.startswith(tuple(free))
+            ]
+            found += differences(expected["model"]["attacks"], result.suite, "model.attacks")
+            for name, wanted, is_so in (
+                ("epochs", epochs[point.is_dense], config["trainer"]["max_epochs"]),
+                ("epochs before pruning", epochs[True], result.dense_epochs),
+            ):
+                if wanted != is_so and not point.is_scratch:
+                    found.append((name, wanted, is_so))
+            for name, wanted, is_so in found:
+                key = (recipe.name, f"{name} {is_so}, not {wanted}")
+                told[key] = told.get(key, 0) + 1
+    return [f"{name}, {what} ({n} networks)" for (name, what), n in told.items()]
 
 
 def _of(paper: PaperTable, results: Results) -> Results:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
 from torch import Tensor
@@ -149,6 +151,27 @@ def sign_test(for_a: int, for_b: int) -> float:
         tail += term
     # Integers, however large: their quotient is exact where floats would overflow.
     return min(1.0, 2 * tail / (1 << n))
+
+
+def t_test(values: Sequence[float]) -> float | None:
+    """Two-sided p-value, in [0, 1], of Student's t test that the mean of some values is 0.
+
+    Returns:
+        None of a single value, which says nothing about others.
+
+    Example:
+        >>> round(t_test([1.0, 2.0]), 3)
+        0.205
+    """
+    if len(values) < 2:
+        return None
+    from scipy.special import stdtr  # needed by reports alone
+
+    center, spread = mean(values), stdev(values)
+    if spread == 0:
+        return float(center == 0)
+    t = center / (spread / math.sqrt(len(values)))
+    return 2 * float(stdtr(len(values) - 1, -abs(t)))
 
 
 def _is_above(a: Tensor, b: Tensor) -> bool:

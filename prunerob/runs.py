@@ -13,6 +13,7 @@ A run's folder holds
 
 from __future__ import annotations
 
+import os
 import pickle
 import tempfile
 from collections.abc import Mapping
@@ -264,8 +265,19 @@ def differences(old: object, new: object, name: str = "") -> list[tuple[str, obj
     return [] if old == new else [(name, old, new)]
 
 
+def are_alike(a: Mapping[str, object], b: Mapping[str, object]) -> bool:
+    """Whether two suites have the same attacks by the same names, with the same settings.
+
+    A setting that one of them lacks is of another version, and as it was before there was a choice.
+    """
+    return a.keys() == b.keys() and not differences(a, b)
+
+
 def write_whole(file: Path, text: str) -> None:
-    """Write a file that is there in full or not at all, whenever a kill comes."""
+    """Write a file that is there in full or not at all, whenever a kill or a power cut comes."""
     unfinished = file.with_name(f"{file.name}.unfinished")
-    unfinished.write_text(text)
+    with unfinished.open("w") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
     unfinished.replace(file)

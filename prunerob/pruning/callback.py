@@ -432,10 +432,11 @@ class Pruning(Callback):
                 f"{self._rounded_up:,} more parameters, {self._rounded_up / before:.2%} of all"
             )
         lines += [
-            f"Warning: {layer.name} nearly vanished: {layer.share_pruned:.1%} of it is pruned; "
+            f"Warning: {layer.name} nearly vanished: {layer.share_pruned:.1%} of it is pruned, "
+            f"{layer.channels_after} of {layer.channels_before} channels are left; "
             "pruning.keep_per_layer would keep more"
             for layer in layers
-            if layer.share_pruned > 0.99 or layer.channels_after < 0.05 * layer.channels_before
+            if layer.has_nearly_vanished
         ]
         if accuracies := self._describe_accuracies():
             lines.append(accuracies)

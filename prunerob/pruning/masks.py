@@ -64,6 +64,11 @@ class Layer:
         """Share of the layer's parameters that are pruned, in [0, 1]."""
         return 1 - self.parameters_after / self.parameters_before
 
+    @property
+    def has_nearly_vanished(self) -> bool:
+        """Whether under 1 % of its parameters are left, or under a tenth of its channels."""
+        return self.share_pruned > 0.99 or self.channels_after < 0.1 * self.channels_before
+
 
 def make_masks(
     network: nn.Module,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunerob.arguments import Arguments
-from prunerob.errors import UserError
 from prunerob.reports.results import Results
 from prunerob.reports.tables import Table
 
@@ -21,9 +21,9 @@ Make tables, figures and a page about finished and tested runs.
     prunerob report sweeps/mnist_standard sweeps/mnist_pgd --output report
 
 Writes the tables accuracy (.csv, .md, .tex), minus_dense, minus_control, minus_pruned (networks
-from scratch), operating_points and substitutes (.md, .tex), as far as there is something in them,
-the figures difference and trade_off (.png, .svg), warnings.txt, and report.html, one file to open
-or send.
+from scratch), operating_points, filters_left and substitutes (.md, .tex), as far as there is
+something in them, the figures difference and trade_off (.png, .svg), warnings.txt, and report.html,
+one file to open or send.
 """
 
 
@@ -41,27 +41,39 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "--output", help="where to write (default: report, in the folder if there is only one)"
     )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=0.5,
-        help="points of accuracy on validation images that the operating points may lose "
-        "(default 0.5)",
-    )
+    add_tolerance(parser)
     parser.add_argument("--title", default="Robustness of pruned networks")
     parser.add_argument(
         "--partial", action="store_true", help="leave out runs that are not finished and tested"
     )
     said = parser.parse_args(list(args)[1:])
-    if not 0 <= said.tolerance <= 100:
-        raise UserError(f"--tolerance: {said.tolerance} lies outside [0, 100] points")
-
     from prunerob.reports.results import read_results
 
     results = read_results(said.runs, partial=said.partial)
     folder = Path(said.output or (Path(said.runs[0]) if len(said.runs) == 1 else Path()) / "report")
     files = write(results, folder, tolerance=said.tolerance, title=said.title)
     Console().print("Written: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
+
+
+def add_tolerance(parser: Arguments) -> None:
+    """The option that says what the operating points may lose."""
+    parser.add_argument(
+        "--tolerance",
+        type=_points,
+        default=0.5,
+        help="points of accuracy on validation images that the operating points may lose "
+        "(default 0.5)",
+    )
+
+
+def _points(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 100:
+        raise ArgumentTypeError(f"{text} lies outside [0, 100] points")
+    return value
+
+
+_points.__name__ = "number"  # argparse says what a value is not
 
 
 def write(
@@ -95,6 +107,7 @@ def write(
         "minus_control": tables.difference_table(results, "control"),
         "minus_pruned": tables.difference_table(results, "pruned"),
         "operating_points": tables.operating_points(results, tolerance=tolerance),
+        "filters_left": tables.filters_table(results),
         "substitutes": tables.black_box_table(results),
     }
     others = {name: table for name, table in others.items() if table.rows}

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from prunerob.errors import UserError
+from prunerob.pruning.masks import Layer
 from prunerob.review import (
     SIGNIFICANT,
     Suite,
@@ -22,9 +23,10 @@ from prunerob.review import (
     overfits_to_one_step,
     review,
     sign_test,
+    t_test,
 )
 from prunerob.robustness import WORST_CASE, Robustness
-from prunerob.runs import NOT_TRAINING, Run, differences
+from prunerob.runs import NOT_TRAINING, Run, are_alike, differences
 
 METHODS = {
     "weight_magnitude": "weight",
@@ -96,6 +98,7 @@ class Result:
         point: how it was made.
         seed: of its run.
         shares: what is pruned, in [0, 1], by reading (see `prunerob.pruning.masks`).
+        layers: those of the network, before and after pruning; none where nothing was pruned.
         robustness: the test.
         suite: its attacks.
         worst_case_suite: its attacks that count in the worst case alone.
@@ -110,6 +113,7 @@ class Result:
     point: Point
     seed: int
     shares: Mapping[str, float]
+    layers: Sequence[Layer]
     robustness: Robustness
     suite: Suite
     worst_case_suite: Suite
@@ -130,6 +134,13 @@ class Result:
             )
         if self.robustness.scrutiny is None:
             found.append("whether PGD has converged and gradients are 0 was not looked for")
+        found += [
+            f"{layer.name} nearly vanished: {layer.channels_after} of {layer.channels_before} "
+            f"channels and {layer.parameters_after:,} of {layer.parameters_before:,} parameters "
+            "are left, and everything passes through them"
+            for layer in self.layers
+            if layer.has_nearly_vanished
+        ]
         return found
 
     @property
@@ -150,19 +161,26 @@ class Result:
             if kind(attack) == "BlackBox":
                 others = len(black_boxes)
                 heading = black_boxes.setdefault(
-                    _settings(attack), BLACK_BOX + (f" ({others + 1})" if others else "")
+                    json.dumps(_seedless(attack), sort_keys=True),
+                    BLACK_BOX + (f" ({others + 1})" if others else ""),
                 )
             columns.setdefault(heading, []).append(name)
         columns[WORST_CASE] = [WORST_CASE]
         return columns
 
-    def settings(self, column: str) -> object:
-        """What stands behind a column: two of the same name must be the same."""
+    def is_tested_as(self, other: Result, column: str) -> bool:
+        """Whether the same attacks stand behind a column of both."""
         if column == NATURAL:
-            return None
+            return True
         if column == WORST_CASE:
-            return self.suite, self.worst_case_suite
-        return [_settings(self.suite[name]) for name in self.columns()[column]]
+            return are_alike(self.suite, other.suite) and are_alike(
+                self.worst_case_suite, other.worst_case_suite
+            )
+        mine, theirs = (
+            {str(i): _seedless(r.suite[name]) for i, name in enumerate(r.columns()[column])}
+            for r in (self, other)
+        )
+        return are_alike(mine, theirs)
 
     def accuracies(self, column: str) -> list[float]:
         """Accuracy under each attack of a column, in [0, 1]; empty without such a column."""
@@ -170,13 +188,13 @@ class Result:
         return [rows[name] for name in self.columns().get(column, [])]
 
 
-def _settings(attack: Mapping[str, Any]) -> str:
+def _seedless(attack: Mapping[str, Any]) -> dict[str, Any]:
     """An attack's class and settings but for the seed, to compare."""
     settings = {k: v for k, v in attack.get("init_args", {}).items() if k != "seed"}
-    return json.dumps([attack["class_path"], settings], sort_keys=True)
+    return {"class_path": attack["class_path"], "init_args": settings}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Difference:
     """Accuracy of one network minus that of another, on the same images.
 
@@ -184,26 +202,26 @@ class Difference:
         points: in percentage points, mean over seeds; of one seed, over black-box substitutes.
         spread: standard deviation of the same, in percentage points; None of a single value.
         values: number of values that the mean is of.
-        p: of the exact paired test on the images of all seeds together; of several substitutes,
-            the largest. It is about these networks: other seeds would differ by `spread`.
+        p_images: of the exact sign test on the images, each counted once with all its values: of
+            a single one it is McNemar's. It is about these very networks.
+        p_values: of the t test on the values, whether others would differ too; None of a single.
     """
 
     points: float
     spread: float | None
     values: int
-    p: float
+    p_images: float
+    p_values: float | None
+
+    @property
+    def p(self) -> float:
+        """The larger of the two."""
+        return max(self.p_images, self.p_values or 0.0)
 
     @property
     def is_noise(self) -> bool:
-        """Whether chance would do: of the images, or of the seeds or substitutes.
-
-        For the second it is below two standard errors: a rule of thumb, since few seeds are run.
-        """
-        if self.p >= SIGNIFICANT:
-            return True
-        if self.spread is None:
-            return False
-        return abs(self.points) < 2 * self.spread / sqrt(self.values)
+        """Whether chance would do: of the images, or of the seeds or substitutes."""
+        return self.p >= SIGNIFICANT
 
 
 class Results:
@@ -244,7 +262,7 @@ class Results:
                 )
             for column in result.columns():
                 other = behind.setdefault(column, result)
-                if column != WORST_CASE and result.settings(column) != other.settings(column):
+                if column != WORST_CASE and not result.is_tested_as(other, column):
                     raise UserError(
                         f"{column} of {result.run.folder} and of {other.run.folder} are different "
                         "attacks; test them alike"
@@ -269,7 +287,7 @@ class Results:
                     _refuse_differences(first, result, FREE_OF_A_CONTROL)
                 elif not result.point.is_dense:
                     _refuse_differences(first, result, FREE_OF_A_POINT)
-                if first.settings(WORST_CASE) != result.settings(WORST_CASE):
+                if not first.is_tested_as(result, WORST_CASE):
                     raise UserError(
                         f"{first.run.folder} and {result.run.folder} stand in one row and were "
                         "tested with different attacks; test them alike"
@@ -335,31 +353,47 @@ class Results:
     def difference(self, point: Point, base: Point, column: str) -> Difference | None:
         """Accuracy minus that of another point, over the seeds that both have."""
         mine, theirs = self.by_point.get(point, {}), self.by_point.get(base, {})
+        if not self.is_comparable(point, base):
+            return None
         by_seed: list[list[float]] = []
-        counts: dict[int, list[int]] = {}
+        gain: Tensor | int = 0  # of each image
         for seed in sorted(mine.keys() & theirs.keys()) if point != base else ():
             a, b = mine[seed], theirs[seed]
             if not (column in a.columns() and column in b.columns()):
                 continue
-            if a.settings(column) != b.settings(column):
+            if not a.is_tested_as(b, column):
                 continue
             pairs = zip(a.accuracies(column), b.accuracies(column), strict=True)
             by_seed.append([x - y for x, y in pairs])
             names = zip(a.columns()[column], b.columns()[column], strict=True)
-            for i, (name, other) in enumerate(names):
-                right, theirs_right = a.robustness.correct(name), b.robustness.correct(other)
+            for name, other in names:
                 both = a.robustness.attacked(name) & b.robustness.attacked(other)
-                of_it = counts.setdefault(i, [0, 0])
-                of_it[0] += int((right & ~theirs_right & both).sum())
-                of_it[1] += int((theirs_right & ~right & both).sum())
-        if not by_seed:
+                right, theirs_right = a.robustness.correct(name), b.robustness.correct(other)
+                gain = gain + (right.int() - theirs_right.int()) * both
+        if isinstance(gain, int):
             return None
         # Substitutes of one network are no seeds: they are averaged first where there are seeds.
         values = by_seed[0] if len(by_seed) == 1 else [mean(found) for found in by_seed]
         points, spread = mean_and_spread(values)
-        told = None if spread is None else 100 * spread
-        p = max(sign_test(for_mine, for_theirs) for for_mine, for_theirs in counts.values())
-        return Difference(100 * points, told, len(values), p)
+        return Difference(
+            points=100 * points,
+            spread=None if spread is None else 100 * spread,
+            values=len(values),
+            p_images=sign_test(int((gain > 0).sum()), int((gain < 0).sum())),
+            p_values=t_test(values),
+        )
+
+    def is_comparable(self, point: Point, base: Point) -> bool:
+        """Whether two networks of a recipe differ by what was pruned alone.
+
+        A network that was fine-tuned for longer than the control, or otherwise, is not to be
+        compared with it.
+        """
+        if point.is_dense or not base.is_control or not {point, base} <= self.by_point.keys():
+            return True
+        one, other = (next(iter(self.by_point[p].values())).config for p in (point, base))
+        keys = ["trainer.max_epochs"] + ["model.fine_tuning"] * (not point.is_scratch)
+        return not any(name.startswith(tuple(keys)) for name, _, _ in differences(one, other))
 
     def column_of(self, attack: str) -> str | None:
         """The column of FGSM or PGD that most networks have, of those the one of largest eps."""
@@ -463,10 +497,23 @@ def read_results(
 def _find_runs(folder: Path, *, partial: bool) -> list[Run]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    runs = [Run(config.parent) for config in sorted(folder.rglob("config.yaml"))]
+    configs = sorted(folder.rglob("config.yaml"))
+    runs = [Run(config.parent) for config in configs if _is_of_a_run(config)]
     if not runs and not partial:
         raise UserError(f"{folder} holds no run of prunerob fit")
     return runs
+
+
+def _is_of_a_run(config: Path) -> bool:
+    """Whether a config.yaml is a run's record: other tools write files of that name, too."""
+    run = Run(config.parent)
+    if run.summary.is_file() or run.checkpoint().parent.is_dir():
+        return True
+    try:
+        found = yaml.safe_load(config.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(found, dict) and {"model", "pruning", "trainer"} <= found.keys()
 
 
 def _unfinished(run: Run) -> str | None:
@@ -474,6 +521,8 @@ def _unfinished(run: Run) -> str | None:
         return f"has not finished: go on with `prunerob fit --ckpt_path {run.folder}`"
     if not (run.folder / "robustness.json").is_file():
         return f"is not tested: `prunerob test --ckpt_path {run.folder}`"
+    if not (run.folder / "robustness_images.csv").is_file():
+        return f"lacks robustness_images.csv: `prunerob test --ckpt_path {run.folder}` again"
     return None
 
 
@@ -501,6 +550,9 @@ def _read_run(run: Run, config: Mapping[str, Any], recipe: str | None) -> Iterab
             point=of_it,
             seed=config["seed_everything"],
             shares=NOTHING if of_it.is_dense or not pruning else pruning["shares"],
+            layers=[]
+            if of_it.is_dense or not pruning
+            else [Layer(**layer) for layer in pruning["layers"]],
             robustness=robustness,
             suite=about["suite"]["attacks"],
             worst_case_suite=about["suite"]["worst_case_attacks"],
@@ -568,11 +620,18 @@ def _tell_recipes_apart(results: Sequence[Result]) -> list[Result]:
         recipe, folder = result.point.recipe, _group(result.run)
         folders = groups[recipe]
         if len(folders) > 1:
-            names = [other.name for other in folders]
-            unique = names.count(folder.name) == 1
-            recipe += f" ({folder.name if unique else f'{folder.parent.name}/{folder.name}'})"
+            recipe += f" ({_shortest(folder, folders)})"
         told.append(replace(result, point=replace(result.point, recipe=recipe)))
     return told
+
+
+def _shortest(folder: Path, folders: Sequence[Path]) -> str:
+    """As much of a folder's path, from its end, as tells it from the others."""
+    parts = folder.parts
+    for n in range(1, len(parts)):
+        if sum(other.parts[-n:] == parts[-n:] for other in folders) == 1:
+            return "/".join(parts[-n:])
+    return str(folder)
 
 
 def _group(run: Run) -> Path:

@@ -115,9 +115,10 @@ def difference_table(results: Results, against: str) -> Table:
             rows.append([point.recipe, point.pruned, *map(_told, found)])
     note = (
         "Percentage points, mean ± standard deviation over seeds (of a single seed, over black-box "
-        "substitutes). ≈: chance would do, by the exact paired test on the same images (McNemar, "
-        "p ≥ 0.05) or because it is below two standard errors over seeds; not corrected for the "
-        "number of tests. With one seed, the rest is about these networks; others would differ."
+        "substitutes). ≈: chance would do (p ≥ 0.05), by the exact sign test on the images "
+        "(McNemar's, of one seed) or the t test over seeds (of a single seed, over substitutes), "
+        "which with two seeds lets little through; not corrected for the number of tests. With one "
+        "seed, the rest is about these networks; others would differ."
     )
     return Table(f"Minus {name}", ["training", "pruned", *results.columns], rows, note)
 
@@ -160,8 +161,10 @@ def operating_points(results: Results, *, tolerance: float) -> Table:
             for name, wanted in OPERATING_POINTS.items() if of_it else ():
                 measured = [p for p in of_it if all(_validated(results, p, n) for n in wanted)]
                 good = [p for p in measured if _is_within(results, p, wanted, tolerance / 100)]
-                if not good:
-                    told = "none is" if measured else "not measured"
+                lost = "robust" in wanted and all(_is_guessing(results, p) for p in measured)
+                if lost or not good:
+                    told = "dense has none" if lost else "none is"
+                    told = told if measured else "not measured"
                     rows.append([recipe, method, name, told, *[NOTHING] * 5])
                     continue
                 point = max(good, key=results.share)
@@ -184,8 +187,9 @@ def operating_points(results: Results, *, tolerance: float) -> Table:
         f"Picked on validation images alone{told}, among the amounts that were run: the smallest "
         f"network within {tolerance:g} points of dense in natural accuracy (high compression), and "
         "in robust accuracy too (high robustness). A choice among noisy values favours luck: "
-        "expect a little less. Not measured: the dense network was not tested, or not validated "
-        "on as many images."
+        "expect a little less. Dense has none: its robust accuracy is no better than guessing, so "
+        "that keeping it means nothing. Not measured: the dense network was not tested, or not "
+        "validated on as many images."
     )
     return Table("Operating points", headings, rows, note)
 
@@ -198,10 +202,42 @@ def _validated(results: Results, point: Point, name: str) -> tuple[float, float]
     return results.validation(point, point.dense, name)
 
 
+def _is_guessing(results: Results, point: Point) -> bool:
+    """Whether the dense network of a pruned one is right no more often than a guess, attacked."""
+    pair = _validated(results, point, "robust")
+    classes = 1 + int(next(iter(results.by_point[point].values())).robustness.label.max())
+    return pair is not None and pair[1] <= 1 / classes
+
+
 def _is_within(results: Results, point: Point, wanted: Sequence[str], tolerance: float) -> bool:
     pairs = [_validated(results, point, name) for name in wanted]
     # Counts of images are exact; their quotients are not.
     return all(pair is not None and pair[0] >= pair[1] - tolerance - 1e-9 for pair in pairs)
+
+
+def filters_table(results: Results) -> Table:
+    """Where filters were pruned: how many each layer has left."""
+    rows = []
+    for result in results.all:
+        left = [layer for layer in result.layers if layer.channels_after < layer.channels_before]
+        if left and "filter" in result.point.method:
+            narrowest = min(left, key=lambda layer: layer.channels_after / layer.channels_before)
+            rows.append(
+                [
+                    *(result.point.recipe, result.point.pruned, str(result.seed)),
+                    ", ".join(
+                        f"{layer.name} {layer.channels_after} of {layer.channels_before}"
+                        for layer in left
+                    ),
+                    f"{100 * narrowest.channels_after / narrowest.channels_before:.0f} %",
+                ]
+            )
+    note = (
+        "Layers that lost filters. Everything that the network sees passes through its narrowest "
+        "layer; pruning.keep_per_layer sets a floor."
+    )
+    headings = ["training", "pruned", "seed", "filters left", "narrowest"]
+    return Table("Filters left, layer by layer", headings, rows, note)
 
 
 def black_box_table(results: Results) -> Table:
@@ -288,6 +324,11 @@ def warnings(results: Results) -> list[str]:
             told.append(
                 f"{point.recipe}, pruned {point.pruned}: not to be told from dense by "
                 f"{', '.join(noise)}"
+            )
+        if not results.is_comparable(point, point.control):
+            told.append(
+                f"{point.recipe}, pruned {point.pruned}: not compared with the control, whose "
+                "fine-tuning had other settings or another number of epochs"
             )
     return told
 

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from prunerob.errors import UserError
-from prunerob.runs import NOT_TRAINING, Run, differences
+from prunerob.runs import NOT_TRAINING, Run, are_alike, differences
 
 CRITERIA = {
     "weight": "prunerob.pruning.weight_magnitude",
@@ -296,6 +296,20 @@ class Job:
         return self.run.summary.is_file() and self.run.checkpoint().is_file()
 
     @property
+    def seconds(self) -> float:
+        """How long the run and those that it went on from took to train, as its summary says.
+
+        Raises:
+            UserError: the summary is damaged.
+        """
+        try:
+            return float(json.loads(self.run.summary.read_text())["seconds"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{self.run.summary} is damaged; remove it, and the run goes on from its checkpoint"
+            ) from None
+
+    @property
     def is_tested(self) -> bool:
         """Whether its last checkpoint was put to the attacks of the configuration, as they are."""
         file = self.run.folder / "robustness.json"
@@ -307,9 +321,9 @@ class Job:
         except (ValueError, KeyError, TypeError, IndexError):
             return False
         model, size = self.plain["model"], self.plain["data"]["init_args"].get("test_size")
-        suite = {group: model[group] for group in ("attacks", "worst_case_attacks")}
+        suite = found.get("suite", {})
         return bool(
-            found.get("suite") == suite
+            all(are_alike(suite.get(g, {}), model[g]) for g in ("attacks", "worst_case_attacks"))
             and found.get("test_size") == size
             and found.get("test_images", tested) == tested  # not a part, to see whether it runs
             and bool(found.get("scrutiny")) == bool(model["scrutinized_images"])
@@ -349,8 +363,12 @@ class Job:
             return  # it stopped before it had anything to go on with
         try:
             record = yaml.safe_load(self.run.config.read_text())
-        except yaml.YAMLError:
-            raise UserError(f"{self.run.config} is damaged; remove {self.run.folder}") from None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            record = None
+        if not isinstance(record, dict):
+            raise UserError(f"{self.run.config} is damaged; remove {self.run.folder}")
+        if self.run.summary.is_file():
+            _ = self.seconds  # before anything runs
         expected = copy.deepcopy(dict(self.plain))
         expected["trainer"]["max_epochs"] = self.max_epochs
         pruning = expected["pruning"]

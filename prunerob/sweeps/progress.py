@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -130,7 +129,7 @@ def epochs_done(job: Job) -> int:
 
 def trained_seconds(job: Job) -> float:
     """How long the training of a finished run took, without that of a run it went on from."""
-    seconds = float(json.loads(job.run.summary.read_text())["seconds"])
+    seconds = job.seconds
     if job.dense and job.dense.is_trained:
         seconds -= trained_seconds(job.dense)
     return seconds
