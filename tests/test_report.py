@@ -17,7 +17,7 @@ from prunerob.cli import main
 from prunerob.paper import TABLES, PaperTable, Recipe, Row
 from prunerob.reports.results import Point, _point, read_results
 from prunerob.reports.tables import operating_points, to_csv
-from prunerob.review import sign_test
+from prunerob.review import sign_test, t_test
 from prunerob.sweeps.plan import make_branches
 from tests.test_cli import TINY, refused
 
@@ -73,12 +73,78 @@ def test_every_file_is_there_and_says_what_the_runs_found(copy: Path) -> None:
             assert float(row["std"]) == pytest.approx(stdev(values), abs=1e-6)
             assert (row["seeds"], row["images"], row["training"]) == ("0 1", "60", "PGD")
     (row,) = (r for r in rows if (r["method"], r["column"]) == ("control", "natural"))
-    a, b = ([r for run in runs for r in right(run / n, "clean")] for n in ("control", "dense"))
-    for_a = sum(x and not y for x, y in zip(a, b, strict=True))
-    for_b = sum(y and not x for x, y in zip(a, b, strict=True))
-    assert float(row["p_dense"]) == pytest.approx(sign_test(for_a, for_b), rel=0.01)
-    assert float(row["minus_dense"]) == pytest.approx((for_a - for_b) / 120, abs=1e-6)
+    a, b = ([right(run / n, "clean") for run in runs] for n in ("control", "dense"))
+    gains = [[x - y for x, y in zip(*two, strict=True)] for two in zip(a, b, strict=True)]
+    by_image = [sum(gain) for gain in zip(*gains, strict=True)]  # an image counts once
+    over_images = sign_test(sum(g > 0 for g in by_image), sum(g < 0 for g in by_image))
+    over_seeds = t_test([mean(gain) for gain in gains])
+    assert over_seeds is not None
+    assert float(row["p_dense"]) == pytest.approx(max(over_images, over_seeds), rel=0.01)
+    assert float(row["minus_dense"]) == pytest.approx(sum(by_image) / 120, abs=1e-6)
     assert row["minus_control"] == ""
+
+
+def test_the_same_networks_twice_prove_no_more(copy: Path) -> None:
+    once = read_results([str(copy / "seed0")])
+    shutil.rmtree(copy / "seed1")
+    shutil.copytree(copy / "seed0", copy / "seed1")
+    for config in (copy / "seed1").rglob("config.yaml"):
+        config.write_text(config.read_text().replace("seed_everything: 0", "seed_everything: 1"))
+    twice = read_results([str(copy)])
+    point = Point(recipe="PGD", method="weight", amount=0.5)
+    for column in twice.columns:
+        a, b = (r.difference(point, point.dense, column) for r in (once, twice))
+        assert a is not None
+        assert b is not None
+        assert (a.values, b.values) == (1, 2)
+        assert (a.points, a.p_images) == (b.points, b.p_images)
+
+
+def test_layers_that_nearly_vanished_are_told(copy: Path) -> None:
+    main(["report", str(copy)])
+    assert "vanished" not in (copy / "report" / "warnings.txt").read_text()
+    file = copy / "seed1" / "filter-0.5" / "pruning.json"
+    pruning = json.loads(file.read_text())
+    layer = next(found for found in pruning["layers"] if found["name"] == "conv3")
+    layer.update(channels_before=64, channels_after=3)
+    file.write_text(json.dumps(pruning))
+    main(["report", str(copy)])
+    told = (copy / "report" / "warnings.txt").read_text()
+    row = "PGD, pruned filter (weights) 50 %, seed 1: conv3 nearly vanished: 3 of 64 channels"
+    assert row in told
+    assert told.count("vanished") == 1
+    left = (copy / "report" / "filters_left.md").read_text()
+    assert "conv3 3 of 64 | 5 % |" in left
+
+
+def test_a_control_of_another_length_is_not_compared(copy: Path) -> None:
+    for seed in (0, 1):
+        file = copy / f"seed{seed}" / "weight-0.5" / "config.yaml"
+        file.write_text(file.read_text().replace("max_epochs: 4", "max_epochs: 3"))
+    main(["report", str(copy)])
+    minus = (copy / "report" / "minus_control.md").read_text()
+    assert "filter (weights) 50 % |" in minus
+    assert "weight 50 % |" not in minus
+    assert "| weight 50 % |" in (copy / "report" / "minus_dense.md").read_text()
+    told = (copy / "report" / "warnings.txt").read_text()
+    assert "pruned weight 50 %: not compared with the control" in told
+    assert told.count("not compared") == 1
+
+
+def test_settings_of_a_newer_version_do_not_make_other_attacks(copy: Path) -> None:
+    file = copy / "seed0" / "dense" / "robustness.json"
+    found = json.loads(file.read_text())
+    for attack in found["suite"]["attacks"].values():
+        attack["init_args"].pop("label", None)  # as if it had not been there yet
+        attack["init_args"].pop("cuda_graph", None)
+    file.write_text(json.dumps(found))
+    assert len(read_results([str(copy)]).all) == 12
+
+
+def test_recipes_are_told_apart_by_as_much_of_their_path_as_it_takes(copy: Path) -> None:
+    for place in ("a/x/pgd", "b/x/pgd"):
+        shutil.copytree(copy / "seed0" / "dense", Path(place) / "seed0" / "dense")
+    assert read_results(["a", "b"]).recipes == ["PGD (a/x/pgd)", "PGD (b/x/pgd)"]
 
 
 def test_the_page_needs_no_other_file(sweep: Path) -> None:
@@ -121,6 +187,10 @@ def test_operating_points_are_picked_on_validation_images(copy: Path) -> None:
         table = operating_points(read_results([str(copy)]), tolerance=1.0)
         return {(row[1], row[2]): row[3] for row in table.rows}
 
+    validated("dense", 0.99, 0.1)  # as good as a guess among ten classes
+    validated("weight-0.5", 0.981, 0.1)
+    assert picked()["weight", "high robustness"] == "dense has none"
+    assert picked()["weight", "high compression"] == "50 %"
     validated("dense", 0.99, 0.90)
     validated("weight-0.5", 0.981, 0.85)
     validated("filter-0.5", 0.97, 0.95)
@@ -174,6 +244,17 @@ def test_what_cannot_be_reported_is_told(copy: Path, capsys: pytest.CaptureFixtu
     assert "empty holds no run of prunerob fit" in refused(capsys, "report", "empty")
     assert "none is not a folder" in refused(capsys, "report", "none")
     assert "--tolerance" in refused(capsys, "report", str(copy), "--tolerance", "-1")
+
+    (copy / "wandb").mkdir()
+    (copy / "wandb" / "config.yaml").write_text("wandb_version: 1")  # of another tool: no run
+    read_results([str(copy)])
+
+    images = run / "robustness_images.csv"
+    text = images.read_text()
+    images.unlink()
+    told = refused(capsys, "report", str(copy))
+    assert f"lacks robustness_images.csv: `prunerob test --ckpt_path {run}` again" in told
+    images.write_text(text)
 
     shutil.copytree(run, copy / "seed0" / "again")
     told = refused(capsys, "report", str(copy))
@@ -237,6 +318,19 @@ def test_the_paper_s_numbers_stand_beside_ours(
     assert "weight" in written
     assert "filter" not in written, "it is there, but of no row"
 
+    assert "Not as the recipe has it" not in Path("runs/table/comparison.md").read_text()
+    again = ["reproduce", "table", "--folder", "runs", "--configs", configs, "--report-only"]
+    for file in Path("runs/tiny").rglob("config.yaml"):
+        text = file.read_text().replace("\n    batch_size: 64", "\n    batch_size: 32")
+        if file.parent.name == "weight-0.5":
+            text = text.replace("max_epochs: 4", "max_epochs: 3")
+        file.write_text(text)
+    main(again)
+    told = Path("runs/table/comparison.md").read_text()
+    assert "Not as the recipe has it: " in told
+    assert "PGD, data.init_args.batch_size 32, not 64 (8 networks)" in told
+    assert "PGD, epochs 3, not 4 (2 networks)" in told
+
 
 def test_the_paper_s_tables_can_be_swept() -> None:
     for table in TABLES.values():
@@ -280,13 +374,15 @@ def test_tables_and_reports_call_a_way_of_pruning_the_same() -> None:
 def test_reproduce_needs_a_known_table_and_the_configurations(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert "table9 to reproduce; there are table1" in refused(capsys, "reproduce", "table9")
+    assert "table9 is not known; there are table1" in refused(capsys, "reproduce", "table9")
+    for text in ("nan", "-300", "a"):
+        assert "--tolerance" in refused(capsys, "reproduce", "table1", "--tolerance", text)
     assert "--configs: there is no configs/mnist" in refused(capsys, "reproduce", "table1")
     told = refused(capsys, "reproduce", "table1", "--recipe", "quick")
     assert "--recipe: 'quick' is none of: standard; standard, TensorFlow's RMSprop;" in told
     told = refused(capsys, "reproduce", "table3", "--recipe", "PGD*", "--recipe", "FGSM")
     assert "no configs/cifar10_pgd_fast.yaml" in told, "the first of those asked for"
-    told = refused(capsys, "reproduce", "table1", "--report-only")
+    told = refused(capsys, "reproduce", "table1", "--report-only", "--configs", str(CONFIGS))
     assert "--folder: reproduce holds no runs of table1" in told
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 from torch import Tensor, nn
 
 from prunerob.attacks import FGSM, PGD
 from prunerob.networks import MnistCNN
 from prunerob.pixels import Pixels
-from prunerob.review import mcnemar, review, sign_test
+from prunerob.review import mcnemar, review, sign_test, t_test
 from prunerob.robustness import Convergence, Robustness, Scrutiny
 from prunerob.scrutiny import scrutinize, sum_up
 
@@ -32,6 +32,18 @@ def test_only_images_on_which_they_differ_count(pairs: list[tuple[bool, bool]]) 
     assert mcnemar(a, b) == mcnemar(b, a)
     both = torch.ones(100, dtype=torch.bool)
     assert mcnemar(torch.cat([a, both]), torch.cat([b, both])) == mcnemar(a, b)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=12))
+def test_the_test_over_seeds_is_student_s(values: list[float]) -> None:
+    if len(set(values)) > 1 and torch.tensor(values).std() > 1e-6:
+        assert t_test(values) == pytest.approx(ttest_1samp(values, 0).pvalue, rel=1e-6, abs=1e-12)
+
+
+def test_a_test_over_seeds_at_its_ends() -> None:
+    assert t_test([0.3]) is None, "one says nothing about others"
+    assert t_test([0.0, 0.0]) == 1
+    assert t_test([0.1, 0.1]) == 0
 
 
 def made(**right: int) -> Robustness:

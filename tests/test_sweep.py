@@ -127,6 +127,27 @@ def test_other_training_needs_another_folder(
     assert times(copy) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("summary.json", b"", "is damaged; remove it, and the run goes on from its checkpoint"),
+        ("config.yaml", b"", "is damaged; remove"),
+        ("config.yaml", b"\xff\xfe\x00", "is damaged; remove"),
+    ],
+)
+def test_damaged_records_are_told(
+    copy: Path, name: str, content: bytes, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy / "seed0" / "weight-0.5"
+    (run / name).write_bytes(content)
+    command = ["sweep", "--config", TINY, "--amount", "0.5", "--folder", str(copy)]
+    assert f"{run / name} {told}" in refused(capsys, *command)
+    if name == "summary.json":  # as the message says
+        (run / name).unlink()
+        main(command)
+        assert json.loads((run / name).read_text())["seconds"] > 0
+
+
 def test_a_kill_ends_every_process_and_the_sweep_goes_on(sweep: Path, tmp_path: Path) -> None:
     args = ["sweep", "--config", TINY, "--amount", "0,0.5", "--threads", "1", "--seed", "1"]
     command = [sys.executable, "-m", "prunerob", *args]
