@@ -31,6 +31,8 @@ class Checkpoints(Checkpoint):
     def __init__(self) -> None:
         self._best: list[float] | None = None
         self._best_is_fine_tuned = False
+        self._is_validated = False
+        self._is_partial = False
         self._started = time()
         self._seconds_before = 0.0
 
@@ -57,9 +59,19 @@ class Checkpoints(Checkpoint):
         """Start the clock."""
         self._started = time()
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last epoch's validation."""
+        self._is_validated = False
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that this epoch has validation accuracies."""
+        self._is_validated = True
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the epoch's end under every name that it earns."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        # Stopped within an epoch, as by trainer.max_time: the end of the one before is what counts.
+        self._is_partial = not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if trainer.fast_dev_run or self._is_partial:  # type: ignore[attr-defined]
             return
         module = cast(Classifier, pl_module)
         run = Run(run_folder(trainer))
@@ -79,8 +91,8 @@ class Checkpoints(Checkpoint):
 
     def _is_best(self, trainer: Trainer, module: Classifier) -> bool:
         metrics = trainer.callback_metrics
-        if "validation/clean_accuracy" not in metrics:
-            return False
+        if not self._is_validated or "validation/clean_accuracy" not in metrics:
+            return False  # metrics of an epoch before may still stand there
         names = ("validation/robust_accuracy", "validation/clean_accuracy")
         result = [float(metrics[name]) for name in names if name in metrics]
         if self._best_is_fine_tuned != module.is_fine_tuning:
@@ -97,7 +109,7 @@ class Checkpoints(Checkpoint):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the run as finished, if it is, and lay its final weights down."""
-        finished = trainer.current_epoch >= (trainer.max_epochs or 0)
+        finished = trainer.current_epoch >= (trainer.max_epochs or 0) and not self._is_partial
         if trainer.fast_dev_run or not finished:  # type: ignore[attr-defined]
             return
         run = Run(run_folder(trainer))
@@ -107,7 +119,9 @@ class Checkpoints(Checkpoint):
         validated = module.final_validation()
         if not trainer.is_global_zero:
             return
-        weights = {n: v.detach().cpu().contiguous() for n, v in module.network.state_dict().items()}
+        state = module.network.state_dict()
+        # Copies: the file's format has no names that share their values.
+        weights = {name: v.detach().cpu().contiguous().clone() for name, v in state.items()}
         save_file(weights, run.folder / "weights.safetensors")
         summary = {
             "epochs": trainer.current_epoch,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
@@ -87,6 +88,12 @@ class Classifier(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, images in (
+            ("validation_attack_images", validation_attack_images),
+            ("scrutinized_images", scrutinized_images),
+        ):
+            if images < 0:
+                raise UserError(f"model.{name}: {images} is below 0")
         taken = {"clean", "natural", WORST_CASE}
         for group, suite in (("attacks", attacks), ("worst_case_attacks", worst_case_attacks)):
             if again := sorted(taken & suite.keys()):
@@ -188,16 +195,20 @@ class Classifier(LightningModule):
     # Training
 
     def on_fit_start(self) -> None:
-        """Refuse a network that does not fit the images or their labels, before it trains.
+        """Refuse a network that does not fit the images or their labels, before it trains."""
+        datamodule = cast(Any, self.trainer).datamodule
+        if datamodule is not None:
+            self._check_images(datamodule.train_dataloader())
+
+    def _check_images(self, batches: Batches) -> None:
+        """See that the network takes the images and has a class for each label.
 
         Raises:
-            UserError: it cannot classify an image of the data module, or has too few classes.
+            UserError: it cannot classify an image, or has too few classes.
         """
-        datamodule = cast(Any, self.trainer).datamodule
-        if datamodule is None:
-            return
-        batches = datamodule.train_dataloader()
         x = next(iter(batches)).x[:1].to(self.device)
+        if not len(x):  # of a rank that has none to evaluate
+            return
         name, shape = type(self.network).__name__, tuple(x.shape[1:])
         precision = self.trainer.precision_plugin
         try:
@@ -210,6 +221,11 @@ class Classifier(LightningModule):
         labels = int(batches.images.labels.max()) + 1
         if labels > classes:
             raise UserError(f"model.network: {name} has {classes} classes, but the data {labels}")
+
+    def on_train_epoch_start(self) -> None:
+        """Draw what layers like dropout draw by seed and epoch, so that a resumed run does, too."""
+        entropy = [self.seed, self.current_epoch, self.trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on clean images and, in the same step, on adversarial examples of them."""
@@ -253,7 +269,18 @@ class Classifier(LightningModule):
         )
 
     def on_train_epoch_end(self) -> None:
-        """See that all ranks have the same network, before it is saved."""
+        """See that the network is sound and the same on all ranks, before it is saved.
+
+        Raises:
+            UserError: training has diverged.
+        """
+        for name, value in self.network.state_dict().items():
+            if not bool(torch.isfinite(value).all()):
+                raise UserError(
+                    f"training diverged: in epoch {self.current_epoch + 1}, {name} is no longer "
+                    "finite; lower model.optimizer.lr or set trainer.gradient_clip_val. Earlier "
+                    "epochs are kept in the run's checkpoints"
+                )
         share_buffers(self.network)
         check_agreement(f"after epoch {self.current_epoch + 1}", self.network.state_dict())
 
@@ -360,6 +387,11 @@ class Classifier(LightningModule):
             )
 
     # Validation
+
+    def on_validation_start(self) -> None:
+        """On its own, refuse a network that does not fit the images."""
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._check_images(cast(Any, self.trainer).val_dataloaders)
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count the images."""
@@ -474,6 +506,10 @@ class Classifier(LightningModule):
 
     # Test
 
+    def on_test_start(self) -> None:
+        """Refuse a network that does not fit the images, before it is attacked."""
+        self._check_images(cast(Any, self.trainer).test_dataloaders)
+
     def on_test_epoch_start(self) -> None:
         """Begin a new record, and let those attacks learn that must."""
         self.take_channels_out(find_narrowing(self.network))
@@ -511,6 +547,11 @@ class Classifier(LightningModule):
             with self._in_float32():
                 x_adv = next(examples)
                 logits = network(x_adv)
+            if name == "clean" and not bool(torch.isfinite(logits).all()):
+                raise UserError(
+                    "the network's answers to clean images are not finite: its training diverged, "
+                    "or its weights are damaged"
+                )
             seen = logits.argmax(1)
             predictions[name] = seen.masked_fill(attack.leaves_out(index), -1)
             self._recorder.add(
@@ -583,6 +624,10 @@ class Classifier(LightningModule):
         return sum_up([scrutiny for part in gather(found) for scrutiny in part])
 
     # Prediction
+
+    def on_predict_start(self) -> None:
+        """Refuse a network that does not fit the images."""
+        self._check_images(cast(Any, self.trainer).predict_dataloaders)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Positions of the images, int64, (B,), and their probabilities, float32, (B, classes)."""

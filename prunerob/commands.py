@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import sys
 import warnings
 from argparse import ArgumentParser
@@ -20,6 +21,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
 from prunerob import outputs
@@ -300,14 +302,28 @@ class CommandLine(LightningCLI):
             ckpt_path = str(file)
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit) as end:
             # The logger's: the Trainer's would ask the other ranks, which may be gone.
             folder = getattr(self.trainer.logger, "log_dir", None)
             if folder and Run(Path(folder)).checkpoint().is_file():
                 rank_zero_info(f"Interrupted; go on with: prunerob fit --ckpt_path {folder}")
+            # As a shell has it of what a signal ended: no script must take it for a finished run.
+            if isinstance(end, SIGTERMException):
+                raise SystemExit(128 + signal.SIGTERM) from None
+            if isinstance(end.__context__, KeyboardInterrupt):  # as Lightning ends it
+                raise SystemExit(128 + signal.SIGINT) from None
             raise
-        if self.trainer.log_dir and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            rank_zero_info(f"Run: {self.trainer.log_dir}")
+        folder = self.trainer.log_dir
+        if not folder or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        rank_zero_info(f"Run: {folder}")
+        if self.trainer.is_global_zero and not Run(Path(folder)).summary.is_file():
+            unpruned = model.prune_epoch is not None and not model.is_fine_tuning
+            told = ", before anything was pruned" if unpruned else ""
+            rank_zero_info(
+                f"Stopped before its {self.trainer.max_epochs} epochs were over{told}; go on with: "
+                f"prunerob fit --ckpt_path {folder}"
+            )
 
     def _check_training_state(self, model: Classifier, file: Path) -> None:
         """See that a checkpoint fits this run, before Lightning takes it apart."""
@@ -339,7 +355,8 @@ class CommandLine(LightningCLI):
         weights = self._load(model)
         model.test_name = weights.result("test").name.replace("_", " ", 1)
         self.trainer.test(model, datamodule=datamodule, verbose=False)
-        assert model.robustness is not None
+        if model.robustness is None:
+            raise UserError("trainer.limit_test_batches: 0 leaves nothing to test")
         config = self.plain_config()
         suite = {group: config["model"][group] for group in ("attacks", "worst_case_attacks")}
         warnings = review(
@@ -348,10 +365,18 @@ class CommandLine(LightningCLI):
             one_step_training=is_one_step(model.adversarial_training.attack),
         )
         about = {"seed": model.seed, **about_machine(model.device), "suite": suite}
+        images = len(datamodule.test_dataloader().index)
         about["test_size"] = datamodule.test_size
-        about["test_images"] = len(cast(Any, datamodule.test_dataloader()).index)
+        about["test_images"] = images
         about["warnings"] = warnings
         if not self.trainer.is_global_zero:
+            return
+        if (tested := len(model.robustness.index)) < images:
+            outputs.show(model.robustness, weights, warnings)
+            rank_zero_info(
+                f"Not written: {tested} of {images:,} test images are a trial; "
+                "data.test_size chooses fewer for good"
+            )
             return
         files = outputs.write(model.robustness, weights, about)
         settings = self._hyperparameters()

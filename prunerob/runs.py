@@ -13,13 +13,17 @@ A run's folder holds
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
 from urllib.error import URLError
+from urllib.parse import urlsplit
 
 import torch
 from pytorch_lightning import Trainer
@@ -159,10 +163,12 @@ def download(url: str) -> Path:
 
     torch.hub's own cache goes by file names, so that every last.ckpt would be the first one.
     """
-    target = Path(tempfile.mkdtemp(prefix="prunerob-")) / (url.rsplit("/", 1)[-1] or "weights")
+    folder = tempfile.mkdtemp(prefix="prunerob-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = Path(folder) / (PurePosixPath(urlsplit(url).path).name or "weights")
     try:
         torch.hub.download_url_to_file(url, str(target), progress=False)
-    except (URLError, OSError, ValueError) as error:
+    except (URLError, HTTPException, OSError, ValueError) as error:
         raise UserError(f"ckpt_path: {url} cannot be fetched ({error})") from None
     return target
 

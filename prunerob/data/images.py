@@ -139,6 +139,28 @@ class Batches:
         return [(index[p], keys[p]) for (index, keys), p in zip(batches, parts, strict=True)]
 
 
+def _check(images: Images, name: str) -> None:
+    """See that images are as `Images` has them: other pixels would be scaled wrongly, silently.
+
+    Raises:
+        UserError: they are not.
+    """
+    pixels, labels = images.pixels, images.labels
+    for what, tensor, dtype, shape in (
+        ("pixels", pixels, torch.uint8, ("N", "C", "H", "W")),
+        ("labels", labels, torch.int64, ("N",)),
+    ):
+        if tensor.dtype != dtype or tensor.dim() != len(shape):
+            raise UserError(
+                f"{name} have {what} of {tensor.dtype}, {tuple(tensor.shape)}, and should have "
+                f"{dtype}, ({', '.join(shape)})"
+            )
+    if len(pixels) != len(labels) or not len(labels):
+        raise UserError(f"{name} are {len(pixels)}, their labels {len(labels)}")
+    if int(labels.min()) < 0:
+        raise UserError(f"{name} have a label below 0; classes count from 0")
+
+
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
     """A random order of images in which every prefix holds the classes in their proportions.
 
@@ -317,7 +339,10 @@ class ImageDataModule(LightningDataModule):
 
     def _images(self) -> tuple[Images, Images]:
         if self._loaded is None:
-            self._loaded = self.load()
+            loaded = self.load()
+            for name, images in zip(("training", "test"), loaded, strict=True):
+                _check(images, f"{type(self).__name__}.load: the {name} images")
+            self._loaded = loaded
         return self._loaded
 
     def _training_order(self) -> Tensor:

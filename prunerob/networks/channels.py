@@ -70,14 +70,47 @@ def channels_of(network: nn.Module) -> Mapping[str, Channels]:
     """Where a network's channels lead.
 
     Raises:
-        UserError: it does not say.
+        UserError: it does not say, or says what cannot be.
     """
     if not isinstance(network, ChannelMap):
         raise UserError(
             f"pruning.criterion: {type(network).__name__} does not say where its channels lead, so "
             "its filters cannot be pruned; give it a channels() method as MnistCNN has"
         )
-    return network.channels()
+    channels = network.channels()
+    modules = dict(network.named_modules())
+    for name, leads in channels.items():
+        filters = _size(network, modules, name, 0)
+        ends: list[Channels | Stream] = [leads, leads.stream] if leads.stream else [leads]
+        for served in ends:
+            for reader in served.readers:
+                if getattr(modules.get(reader), "groups", 1) == 1:
+                    read = _size(network, modules, reader, 1)
+                    if read % filters:
+                        raise UserError(
+                            f"{type(network).__name__}.channels(): {reader} reads {read} channels, "
+                            f"which cannot be the {filters} of {name}"
+                        )
+            for norm in served.norms:
+                if (served_by_it := _size(network, modules, norm, 0)) != filters:
+                    raise UserError(
+                        f"{type(network).__name__}.channels(): {norm} is of {served_by_it} "
+                        f"channels, {name} of {filters}"
+                    )
+    return channels
+
+
+def _size(network: nn.Module, modules: Mapping[str, nn.Module], name: str, dim: int) -> int:
+    """Length of a named layer's weight along one dimension.
+
+    Raises:
+        UserError: there is no such layer with weights.
+    """
+    weight = getattr(modules.get(name), "weight", None)
+    if weight is None or weight.dim() <= dim:
+        problem = "is no layer of it" if name not in modules else "has no such weights"
+        raise UserError(f"{type(network).__name__}.channels(): {name!r} {problem}")
+    return int(weight.shape[dim])
 
 
 def writers(channels: Mapping[str, Channels]) -> dict[Stream, list[str]]:

@@ -168,7 +168,7 @@ class NarrowCopy:
     def widen_optimizer_state(self, state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
         """Fit an optimizer's state of the narrow network's parameters to the wide one's.
 
-        What was taken out gets zeros, as it has where it was masked all along.
+        What was taken out gets zeros; its gradients are 0, so that no optimizer moves it by them.
 
         Args:
             state: of the optimizer.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from torch.optim import Optimizer
@@ -116,6 +118,8 @@ class Pruning(Callback):
         self.accuracies: dict[str, dict[str, tuple[int, int]]] = {}
         """Validation images classified right, and images, "before" and "after" pruning and
         "fine-tuned"."""
+        self._held: Masks = {}
+        """Masks of the network that is trained, those that take something away."""
         self._saved_settings: dict[str, Any] | None = None
         self._epochs_done = 0
         self._rounded_up = 0
@@ -123,11 +127,10 @@ class Pruning(Callback):
     @property
     def settings(self) -> dict[str, Any]:
         """What was asked for, in plain values."""
-        function = self.criterion
         return {
             "epoch": self.epoch,
             "amount": self.amount,
-            "criterion": f"{function.__module__}.{getattr(function, '__qualname__', function)}",
+            "criterion": _name(self.criterion),
             "reading": self.reading,
             "residual": self.residual,
             "exclude": self.exclude,
@@ -144,17 +147,30 @@ class Pruning(Callback):
             return
         module = cast(Classifier, pl_module)
         module.prune_epoch = self.epoch
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if self.epoch is not None:
+                raise UserError(
+                    "trainer.fast_dev_run: stops before anything is pruned; set pruning.epoch to "
+                    "null with it, or try with few images (data.train_size) and few epochs"
+                )
+            return
+        if trainer.max_steps not in (None, -1) or trainer.max_epochs in (None, -1):
+            raise UserError(
+                "trainer.max_epochs: phases are counted in epochs; set it, not max_steps"
+            )
         if self.epoch is None:
             return
+        for callback in cast(Any, trainer).callbacks:
+            if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
+                raise UserError(
+                    f"trainer.callbacks: {type(callback).__name__} would bring pruned weights "
+                    "back; leave it out, or set pruning.epoch to null"
+                )
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.epoch:
             raise UserError(
                 f"pruning.epoch: {self.epoch} is never reached in this run of "
                 f"{trainer.max_epochs} epochs (they count from 0); raise trainer.max_epochs, or "
                 "set pruning.epoch to null to train without pruning"
-            )
-        if trainer.max_steps not in (None, -1) or trainer.max_epochs in (None, -1):
-            raise UserError(
-                "trainer.max_epochs: phases are counted in epochs; set it, not max_steps"
             )
         # Whether the amount can be reached hardly depends on the weights.
         masks, scores = self._make_masks(module)
@@ -346,7 +362,7 @@ class Pruning(Callback):
             narrowing = module.narrow_copy.narrowing
             masks = {name: narrowing.narrow(name, mask) for name, mask in masks.items()}
         # A mask that takes nothing away costs time at every step.
-        masks = {name: mask for name, mask in masks.items() if not mask.all()}
+        masks = self._held = {name: mask for name, mask in masks.items() if not mask.all()}
         apply_masks(module.network, masks)
 
         def reapply(optimizer: Optimizer, args: object, kwargs: object) -> None:
@@ -354,6 +370,31 @@ class Pruning(Callback):
 
         for optimizer in trainer.optimizers:
             optimizer.register_step_post_hook(reapply)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Where gradients are clipped: those of pruned weights are no part of their norm."""
+        if not trainer.gradient_clip_val:
+            return
+        network = cast(Classifier, pl_module).network
+        for name, mask in self._held.items():
+            if (gradient := network.get_parameter(name).grad) is not None:
+                gradient.masked_fill_(~mask, 0.0)
+
+    def _check_held(self, state: Mapping[str, torch.Tensor], when: str) -> None:
+        """See, before weights are saved, that pruned ones are 0: nothing else may pass for pruned.
+
+        Raises:
+            UserError: something has changed them outside of the optimizer's steps.
+        """
+        for name, mask in (self.masks or {}).items():
+            value = state[name]
+            if bool(value[~mask.to(value.device)].any()):
+                raise UserError(
+                    f"pruning: {when}, pruned weights of {name} are not 0: a callback or hook has "
+                    "changed them; leave it out"
+                )
 
     def _check_agreement(self, when: str, module: Classifier) -> None:
         """Stop where ranks hold different masks, or weights."""
@@ -382,6 +423,7 @@ class Pruning(Callback):
         log_weight_histograms(trainer, module.network, "3 after fine-tuning")
         folder = run_folder(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._check_held(module.full_network.state_dict(), "at the end")
             layers = count_layers(module.full_network, self.masks)
             report = {
                 **self.settings,
@@ -473,6 +515,15 @@ class Pruning(Callback):
             "accuracies": self.accuracies,
         }
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """See that what is saved is pruned; a narrow network has no pruned weights."""
+        if not cast(Classifier, pl_module).is_narrow:
+            saved = checkpoint["state_dict"].items()
+            state = {name.removeprefix("network."): value for name, value in saved}
+            self._check_held(state, f"after epoch {trainer.current_epoch + 1}")
+
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -503,6 +554,19 @@ class Pruning(Callback):
         self.shares = Shares(**state_dict["shares"]) if state_dict["shares"] else None
         self._rounded_up = state_dict.get("rounded_up", 0)
         self.accuracies = state_dict["accuracies"]
+
+
+def _name(criterion: Criterion) -> str:
+    """A criterion's import path; of an object, that of its class, with its settings."""
+    if (name := getattr(criterion, "__qualname__", None)) is not None:
+        return f"{criterion.__module__}.{name}"
+    if isinstance(criterion, partial):
+        settings = [*map(repr, criterion.args)]
+        settings += [f"{key}={value!r}" for key, value in sorted(criterion.keywords.items())]
+        return f"{_name(criterion.func)}({', '.join(settings)})"
+    kind = type(criterion)
+    told = [f"{k}={v!r}" for k, v in sorted(vars(criterion).items()) if not k.startswith("_")]
+    return f"{kind.__module__}.{kind.__qualname__}({', '.join(told)})"
 
 
 def _pruned(masks: Masks) -> int:

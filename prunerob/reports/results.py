@@ -538,6 +538,11 @@ def _read_run(run: Run, config: Mapping[str, Any], recipe: str | None) -> Iterab
         stems["robustness_before_pruning"] = (point.dense, before)
     for stem, (of_it, validated) in stems.items():
         robustness, about = Robustness.read(run.folder / stem)
+        if len(robustness.index) < about.get("test_images", 0):
+            raise UserError(
+                f"{run.folder} was tested on a part of its test images; `prunerob test --ckpt_path "
+                f"{run.folder}` again"
+            )
         if "suite" not in about:
             checkpoint = "last" if stem == "robustness" else "before_pruning"
             raise UserError(
@@ -591,7 +596,8 @@ def _point(recipe: str, pruning: Mapping[str, Any] | None) -> Point:
     is_scratch = pruning["epoch"] == 0 and masks_from is not None
     if pruning["amount"] == 0 and masks_from is None:
         return Point(recipe=recipe, method=CONTROL)
-    function = pruning["criterion"].rsplit(".", 1)[-1]
+    path, bracket, settings = pruning["criterion"].partition("(")
+    function = path.rsplit(".", 1)[-1] + bracket + settings
     method = METHODS.get(function, function)
     if "filter" in function:
         residual = pruning.get("residual", "keep")

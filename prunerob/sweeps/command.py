@@ -196,7 +196,9 @@ def make_sweep(options: Mapping[str, Any]) -> Sweep:
 
     plain = resolve(["--config", str(config), *settings])
     for name in ("limit_test_batches", "fast_dev_run"):
-        if plain["trainer"].get(name) not in (None, False, 1, 1.0):
+        value = plain["trainer"].get(name)
+        # A limit of 1.0 is all batches; 1 is one batch.
+        if value and (value != 1 or not isinstance(value, float)):
             raise UserError(f"trainer.{name}: a sweep tests in full; set data.init_args.test_size")
     if plain["trainer"]["devices"] not in (1, "1"):
         raise UserError("trainer.devices: each run of a sweep takes one; --jobs runs several")
