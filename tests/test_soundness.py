@@ -1,0 +1,310 @@
+"""What would end in wrong numbers, without a word, is refused or told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.io import write_png
+
+from prunerob.cli import main
+from prunerob.data import MNIST, ImageDataModule
+from prunerob.data.images import Images
+from prunerob.errors import UserError
+from prunerob.networks import Channels, MnistCNN
+from prunerob.networks.channels import channels_of
+from prunerob.pruning import Pruning, weight_magnitude
+from prunerob.pruning.callback import _name
+from tests.test_cli import TINY, newest_run, refused, weights
+
+RUN = Path("lightning_logs/tiny/version_0")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# Masks that do not hold
+
+
+class Refill(Callback):
+    """Does what an average over the weights of several epochs would do."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if trainer.current_epoch == 2:
+            with torch.no_grad():
+                pl_module.network.conv1.weight.add_(0.1)
+
+
+def test_weights_that_come_back_are_never_saved_as_pruned(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("EMAWeightAveraging", "StochasticWeightAveraging"):
+        callback = ["--trainer.callbacks", f"pytorch_lightning.callbacks.{name}"]
+        lrs = ["--trainer.callbacks.swa_lrs", "0.1"] if name.startswith("Sto") else []
+        told = refused(capsys, "fit", "--config", TINY, *callback, *lrs)
+        assert f"trainer.callbacks: {name} would bring pruned weights back" in told
+    told = refused(capsys, "fit", "--config", TINY, "--trainer.callbacks", f"{__name__}.Refill")
+    assert "after epoch 3, pruned weights of conv1.weight are not 0" in told
+    state = torch.load(newest_run() / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["epoch"] == 1
+
+
+class Gradients(Callback):
+    """Notes the largest gradient of a pruned weight."""
+
+    largest = 0.0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        (pruning,) = (c for c in trainer.callbacks if isinstance(c, Pruning))
+        for name, mask in (pruning.masks or {}).items():
+            gradient = pl_module.network.get_parameter(name).grad
+            if gradient is not None:
+                Gradients.largest = max(Gradients.largest, float(gradient[~mask].abs().max()))
+
+
+def test_pruned_weights_are_no_part_of_the_norm_that_is_clipped() -> None:
+    few = ["--data.train_size", "128", "--data.validation_size", "0"]
+    note = ["--trainer.callbacks", f"{__name__}.Gradients", *few]
+    main(["fit", "--config", TINY, *note])
+    assert Gradients.largest > 0, "they have gradients, which nothing need take away"
+    Gradients.largest = 0.0
+    main(["fit", "--config", TINY, *note, "--trainer.gradient_clip_val", "0.5"])
+    assert Gradients.largest == 0
+
+
+# Epochs that were not validated, or not finished
+
+
+def test_best_is_an_epoch_that_was_validated() -> None:
+    main(["fit", "--config", TINY, "--trainer.check_val_every_n_epoch", "2"])
+    best = torch.load(RUN / "checkpoints" / "best.ckpt", weights_only=True)
+    assert (best["epoch"], best["is_fine_tuning"]) == (3, True)
+    assert best["callbacks"]["Checkpoints"]["best_is_fine_tuned"]
+
+
+class Stop(Callback):
+    """Ends training in the middle of an epoch, as trainer.max_time does."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if trainer.current_epoch == 3 and args[2] == 2:
+            trainer.should_stop = True
+
+
+class Terminate(Callback):
+    """Asks the process to end, as a batch system does."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if trainer.current_epoch == 1 and args[2] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_was_told_to_end_does_not_pass_for_a_finished_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("prunerob.commands.Progress", Terminate)
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", TINY])
+    assert end.value.code == 143
+    assert (RUN / "checkpoints" / "last.ckpt").is_file()
+
+
+class Dropping(MnistCNN):
+    """Draws from torch's own generator while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__((8, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x, 0.3, self.training))
+
+
+def test_an_epoch_that_was_cut_short_is_not_saved_and_begins_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With dropout, which draws as it would have without the interruption."""
+    fit = ["fit", "--config", TINY, "--model.network", f"{__name__}.Dropping"]
+    main(fit)
+    original = __import__("prunerob.commands", fromlist=["Progress"]).Progress
+    monkeypatch.setattr("prunerob.commands.Progress", Stop)
+    main(fit)
+    stopped = newest_run()
+    state = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["epoch"] == 2
+    assert not (stopped / "summary.json").exists()
+    monkeypatch.setattr("prunerob.commands.Progress", original)
+    main(["fit", "--ckpt_path", str(stopped)])
+    for name, value in weights(RUN).items():
+        assert torch.equal(weights(stopped)[name], value), name
+
+
+# Numbers that are none
+
+
+def test_training_that_diverged_ends_with_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    wild = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "1e30"]
+    wild += ["--model.schedule", "prunerob.schedules.Constant"]
+    told = refused(capsys, "fit", "--config", TINY, *wild)
+    assert "training diverged: in epoch 1, conv1.weight is no longer finite" in told
+    assert not list(Path().rglob("*.ckpt"))
+
+
+def test_answers_that_are_no_numbers_are_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    state = {name: torch.full_like(v, torch.nan) for name, v in small().state_dict().items()}
+    save_file(state, "nan.safetensors")
+    told = refused(capsys, "test", "--config", TINY, "--ckpt_path", "nan.safetensors")
+    assert "answers to clean images are not finite" in told
+    assert not Path("nan_robustness.json").exists()
+
+
+def small() -> MnistCNN:
+    return MnistCNN((8, 8, 8))
+
+
+# Images that are not what they should be
+
+
+class Own(ImageDataModule):
+    """A data set whose `load` returns what it is told."""
+
+    def __init__(self, images: Images) -> None:
+        super().__init__(validation_size=0)
+        self.images = images
+
+    def load(self) -> tuple[Images, Images]:
+        return self.images, self.images
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "told"),
+    [
+        (torch.zeros(3, 1, 4, 4), torch.zeros(3).long(), r"pixels of torch.float32, \(3, 1, 4, 4"),
+        (torch.zeros(3, 4, 4).byte(), torch.zeros(3).long(), "should have torch.uint8, .N, C, H"),
+        (torch.zeros(3, 1, 4, 4).byte(), torch.zeros(3).int(), "labels of torch.int32"),
+        (torch.zeros(3, 1, 4, 4).byte(), torch.zeros(2).long(), "are 3, their labels 2"),
+        (torch.zeros(0, 1, 4, 4).byte(), torch.zeros(0).long(), "are 0"),
+        (torch.zeros(3, 1, 4, 4).byte(), torch.tensor([0, 1, -1]), "a label below 0"),
+    ],
+)
+def test_a_data_set_must_be_of_bytes_and_classes(pixels: Tensor, labels: Tensor, told: str) -> None:
+    with pytest.raises(UserError, match=rf"Own\.load: the training images .*{told}"):
+        Own(Images(pixels, labels)).setup("fit")
+
+
+def test_images_that_do_not_fit_the_network_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(small().state_dict(), "small.safetensors")
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = Path("colour", split, name)
+            folder.mkdir(parents=True)
+            for i in range(3):
+                write_png(torch.zeros(3, 28, 28, dtype=torch.uint8), str(folder / f"{i}.png"))
+    data = ["--data", "prunerob.data.ImageFolder", "--data.folder", "colour"]
+    data += ["--data.validation_size", "2", "--data.train_size", "null", "--data.test_size", "null"]
+    for command in ("test", "validate", "predict"):
+        told = refused(capsys, command, "--config", TINY, "--ckpt_path", "small.safetensors", *data)
+        assert "MnistCNN does not take images (3, 28, 28)" in told
+
+
+# Tests of a part
+
+
+def test_a_trial_does_not_replace_results(capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(small().state_dict(), "small.safetensors")
+    test = ["test", "--config", TINY, "--ckpt_path", "small.safetensors"]
+    main(test)
+    file = Path("small_robustness.json")
+    whole = file.read_text()
+    part = ["--data.init_args.eval_batch_size", "20", "--trainer.limit_test_batches"]
+    main([*test, *part, "1"])
+    assert file.read_text() == whole
+    assert "limit_test_batches: 0 leaves nothing" in refused(capsys, *test, *part, "0")
+
+
+# Settings
+
+
+class Power:
+    """A criterion with a setting, as an object."""
+
+    def __init__(self, power: int = 2) -> None:
+        self.power = power
+
+    def __call__(self, network: nn.Module, seed: int) -> dict[str, Tensor]:
+        scores = weight_magnitude(network, seed)
+        return {name: score**self.power for name, score in scores.items()}
+
+
+def test_a_criterion_is_known_by_its_settings() -> None:
+    assert _name(weight_magnitude) == "prunerob.pruning.criteria.weight_magnitude"
+    assert _name(Power(3)) == _name(Power(3)) == f"{__name__}.Power(power=3)"
+    assert _name(Power(3)) != _name(Power(2))
+    assert _name(partial(weight_magnitude, seed=1)).endswith("weight_magnitude(seed=1)")
+
+
+class Tied(MnistCNN):
+    """Two names for the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__((8, 8, 8))
+        self.again = self.conv3
+
+
+def test_tied_weights_are_saved_under_both_names() -> None:
+    main(["fit", "--config", TINY, "--model.network", f"{__name__}.Tied"])
+    saved = load_file(RUN / "weights.safetensors")
+    assert torch.equal(saved["again.weight"], saved["conv3.weight"])
+    main(["test"])
+    assert json.loads((RUN / "robustness.json").read_text())["rows"][0]["images"] == 60
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--model.scrutinized_images", "-3"], "model.scrutinized_images: -3 is below 0"),
+        (["--model.validation_attack_images", "-1"], "validation_attack_images: -1 is below 0"),
+        (["--trainer.fast_dev_run", "true"], "trainer.fast_dev_run: stops before anything is"),
+        (
+            ["--pruning.epoch", "null", "--trainer.max_epochs", "-1", "--trainer.max_steps", "3"],
+            "trainer.max_epochs: phases are counted in epochs",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_meant(
+    args: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in refused(capsys, "fit", "--config", TINY, *args)
+
+
+@pytest.mark.parametrize(
+    ("leads", "told"),
+    [
+        ({"conv9": Channels()}, "'conv9' is no layer of it"),
+        ({"conv1": Channels(readers=("conv4",))}, "'conv4' is no layer of it"),
+        ({"conv1": Channels(norms=("conv3",))}, "conv3 is of 5 channels"),
+        ({"conv3": Channels(readers=("conv2",))}, "conv2 reads 8 channels, which cannot be the 5"),
+    ],
+)
+def test_a_map_of_channels_must_fit_the_network(leads: dict[str, Channels], told: str) -> None:
+    class Mapped(MnistCNN):
+        def channels(self) -> dict[str, Channels]:
+            return leads
+
+    with pytest.raises(UserError, match=rf"Mapped\.channels\(\): .*{told}"):
+        channels_of(Mapped((8, 16, 5)))
+
+
+def test_the_shipped_data_set_is_as_it_should_be() -> None:
+    data = MNIST()
+    data.setup("fit")
+    assert len(data._images()[0].labels) == 60_000
