@@ -14,9 +14,8 @@ class TensorFlowRMSprop(Optimizer):
     """RMSprop as TensorFlow 1 has it (`tf.train.RMSPropOptimizer`), with its constants.
 
     The running mean of squared gradients begins at 1, where PyTorch's begins at 0, and eps stands
-    within the root. The first steps are therefore small. PyTorch's first step moves every weight by
-    lr / sqrt(1 - alpha), 0.01 at the rate 0.001 and alpha 0.99, whatever the gradient: more than
-    some pruned networks survive.
+    within the root. The first steps are therefore small, where PyTorch's moves every weight by
+    lr / sqrt(1 - alpha), 0.01 at the rate 0.001 and alpha 0.99, whatever the gradient.
 
     Args:
         params: parameters, or groups of them.

@@ -71,7 +71,8 @@ def accuracy_table(results: Results) -> Table:
         left = f"{100 * (1 - results.share(point)):.1f}"
         rows.append([point.recipe, point.pruned, left, *cells, str(len(seeds))])
     headings = ["training", "pruned", "left", *results.columns, "seeds"]
-    return Table("Accuracy", headings, rows, accuracy_note(results))
+    note = f"{accuracy_note(results)} Left: share of the parameters that remain."
+    return Table("Accuracy", headings, rows, note)
 
 
 def accuracy_note(results: Results) -> str:
@@ -89,8 +90,8 @@ def accuracy_note(results: Results) -> str:
     return (
         f"Accuracy in percent on {images:,} test images, mean ± standard deviation over seeds"
         f"{told}. The 95 % interval of one accuracy on as many images is at most ± "
-        f"{50 * (high - low):.1f}. Left: share of the parameters that remain. Last epoch: no "
-        f"checkpoint was chosen; {_list(held_out)} training images are held out for validation."
+        f"{50 * (high - low):.1f}. Last epoch: no checkpoint was chosen; {_list(held_out)} "
+        "training images are held out for validation."
     )
 
 
