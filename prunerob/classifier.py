@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -198,7 +199,29 @@ class Classifier(LightningModule):
         """Refuse a network that does not fit the images or their labels, before it trains."""
         datamodule = cast(Any, self.trainer).datamodule
         if datamodule is not None:
-            self._check_images(datamodule.train_dataloader())
+            batches = datamodule.train_dataloader()
+            self._check_images(batches)
+            self._check_last_batch(batches)
+
+    def _check_last_batch(self, batches: Batches) -> None:
+        """See that normalisations can train on a last batch of one image.
+
+        Raises:
+            UserError: they cannot.
+        """
+        last = len(batches.index) % batches.size or batches.size
+        weights = self.adversarial_training.adversarial_weight
+        if last > 1 or (0 < weights < 1 and self.adversarial_training.is_joint(self.network)):
+            return
+        trial = copy.deepcopy(self.network).train()
+        try:
+            with torch.no_grad():
+                trial(next(iter(batches)).x[:1].to(self.device))
+        except ValueError as error:
+            raise UserError(
+                f"data.batch_size: the last batch has one image, which {type(trial).__name__} "
+                f"cannot train on ({error}); choose another data.train_size or batch_size"
+            ) from None
 
     def _check_images(self, batches: Batches) -> None:
         """See that the network takes the images and has a class for each label.

@@ -207,6 +207,28 @@ def test_a_data_set_must_be_of_bytes_and_classes(pixels: Tensor, labels: Tensor,
         Own(Images(pixels, labels)).setup("fit")
 
 
+class Normalised(MnistCNN):
+    """Cannot train on a single image."""
+
+    def __init__(self) -> None:
+        super().__init__((8, 8, 8))
+        self.norm = nn.BatchNorm1d(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(super().forward(x))
+        return out
+
+
+def test_a_last_batch_of_one_image_is_told_before_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one = ["--data.train_size", "321", "--model.network", f"{__name__}.Normalised"]
+    one += ["--model.adversarial_training.weight", "1.0"]  # together with clean ones they are two
+    told = refused(capsys, "fit", "--config", TINY, *one)
+    assert "data.batch_size: the last batch has one image, which Normalised cannot" in told
+    assert not list(Path().rglob("*.ckpt"))
+
+
 def test_images_that_do_not_fit_the_network_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     save_file(small().state_dict(), "small.safetensors")
     for split in ("train", "test"):
