@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from prunerob import __version__
 from prunerob.classifier import Classifier
-from prunerob.runs import Run, run_folder, write_whole
+from prunerob.runs import Run, has_finished, is_whole_epoch, run_folder, write_whole
 
 
 class Checkpoints(Checkpoint):
@@ -32,7 +32,6 @@ class Checkpoints(Checkpoint):
         self._best: list[float] | None = None
         self._best_is_fine_tuned = False
         self._is_validated = False
-        self._is_partial = False
         self._started = time()
         self._seconds_before = 0.0
 
@@ -70,8 +69,7 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the epoch's end under every name that it earns."""
         # Stopped within an epoch, as by trainer.max_time: the end of the one before is what counts.
-        self._is_partial = not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if trainer.fast_dev_run or self._is_partial:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run or not is_whole_epoch(trainer):  # type: ignore[attr-defined]
             return
         module = cast(Classifier, pl_module)
         run = Run(run_folder(trainer))
@@ -109,8 +107,7 @@ class Checkpoints(Checkpoint):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the run as finished, if it is, and lay its final weights down."""
-        finished = trainer.current_epoch >= (trainer.max_epochs or 0) and not self._is_partial
-        if trainer.fast_dev_run or not finished:  # type: ignore[attr-defined]
+        if not has_finished(trainer):
             return
         run = Run(run_folder(trainer))
         if not run.checkpoint().is_file():

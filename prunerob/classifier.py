@@ -197,6 +197,8 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse a network that does not fit the images or their labels, before it trains."""
+        buffers = self.network.named_buffers()
+        self._infinite = {name for name, value in buffers if not bool(value.isfinite().all())}
         datamodule = cast(Any, self.trainer).datamodule
         if datamodule is not None:
             batches = datamodule.train_dataloader()
@@ -297,14 +299,14 @@ class Classifier(LightningModule):
         Raises:
             UserError: training has diverged.
         """
+        share_buffers(self.network)
         for name, value in self.network.state_dict().items():
-            if not bool(torch.isfinite(value).all()):
+            if name not in self._infinite and not bool(torch.isfinite(value).all()):
                 raise UserError(
                     f"training diverged: in epoch {self.current_epoch + 1}, {name} is no longer "
-                    "finite; lower model.optimizer.lr or set trainer.gradient_clip_val. Earlier "
-                    "epochs are kept in the run's checkpoints"
+                    "finite; lower model.optimizer.lr or set trainer.gradient_clip_val. Nothing "
+                    "of this epoch is saved"
                 )
-        share_buffers(self.network)
         check_agreement(f"after epoch {self.current_epoch + 1}", self.network.state_dict())
 
     def setup(self, stage: str) -> None:

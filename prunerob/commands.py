@@ -96,6 +96,13 @@ def run(args: Sequence[str]) -> None:
         CommandLine(command, rest, weights)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except SystemExit as end:
+        # As a shell has it of what a signal ended: no script must take it for a finished command.
+        if isinstance(end, SIGTERMException):
+            raise SystemExit(128 + signal.SIGTERM) from None
+        if isinstance(end.__context__, KeyboardInterrupt):  # as Lightning ends it
+            raise SystemExit(128 + signal.SIGINT) from None
+        raise
     finally:
         part()
 
@@ -302,16 +309,11 @@ class CommandLine(LightningCLI):
             ckpt_path = str(file)
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        except (KeyboardInterrupt, SystemExit) as end:
+        except (KeyboardInterrupt, SystemExit):
             # The logger's: the Trainer's would ask the other ranks, which may be gone.
             folder = getattr(self.trainer.logger, "log_dir", None)
             if folder and Run(Path(folder)).checkpoint().is_file():
                 rank_zero_info(f"Interrupted; go on with: prunerob fit --ckpt_path {folder}")
-            # As a shell has it of what a signal ended: no script must take it for a finished run.
-            if isinstance(end, SIGTERMException):
-                raise SystemExit(128 + signal.SIGTERM) from None
-            if isinstance(end.__context__, KeyboardInterrupt):  # as Lightning ends it
-                raise SystemExit(128 + signal.SIGINT) from None
             raise
         folder = self.trainer.log_dir
         if not folder or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -319,11 +321,14 @@ class CommandLine(LightningCLI):
         rank_zero_info(f"Run: {folder}")
         if self.trainer.is_global_zero and not Run(Path(folder)).summary.is_file():
             unpruned = model.prune_epoch is not None and not model.is_fine_tuning
-            told = ", before anything was pruned" if unpruned else ""
-            rank_zero_info(
-                f"Stopped before its {self.trainer.max_epochs} epochs were over{told}; go on with: "
-                f"prunerob fit --ckpt_path {folder}"
-            )
+            told = f"Stopped before its {self.trainer.max_epochs} epochs were over"
+            told += ", before anything was pruned" if unpruned else ""
+            told += f"; go on with: prunerob fit --ckpt_path {folder}"
+            if not Run(Path(folder)).checkpoint().is_file():
+                told = "Stopped in its first epoch: nothing is saved"
+            if self.config[self.subcommand].trainer.max_time is not None:
+                told += ". trainer.max_time counts the time of all sessions: raise it"
+            rank_zero_info(told)
 
     def _check_training_state(self, model: Classifier, file: Path) -> None:
         """See that a checkpoint fits this run, before Lightning takes it apart."""

@@ -153,8 +153,13 @@ def sign_test(for_a: int, for_b: int) -> float:
     return min(1.0, 2 * tail / (1 << n))
 
 
-def t_test(values: Sequence[float]) -> float | None:
+def t_test(values: Sequence[float], *, resolution: float = 0.0) -> float | None:
     """Two-sided p-value, in [0, 1], of Student's t test that the mean of some values is 0.
+
+    Args:
+        values: a sample.
+        resolution: the step in which values are counted: their spread is taken to be no smaller,
+            as a few that coincide say nothing about those to come.
 
     Returns:
         None of a single value, which says nothing about others.
@@ -167,7 +172,7 @@ def t_test(values: Sequence[float]) -> float | None:
         return None
     from scipy.special import stdtr  # needed by reports alone
 
-    center, spread = mean(values), stdev(values)
+    center, spread = mean(values), max(stdev(values), resolution)
     if spread == 0:
         return float(center == 0)
     t = center / (spread / math.sqrt(len(values)))

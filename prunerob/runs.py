@@ -271,12 +271,16 @@ def differences(old: object, new: object, name: str = "") -> list[tuple[str, obj
     return [] if old == new else [(name, old, new)]
 
 
-def are_alike(a: Mapping[str, object], b: Mapping[str, object]) -> bool:
-    """Whether two suites have the same attacks by the same names, with the same settings.
+def is_whole_epoch(trainer: Trainer) -> bool:
+    """Whether the epoch of training that ended came to its last batch."""
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
-    A setting that one of them lacks is of another version, and as it was before there was a choice.
-    """
-    return a.keys() == b.keys() and not differences(a, b)
+
+def has_finished(trainer: Trainer) -> bool:
+    """Whether `fit` came to the end of its last epoch; never of a trial by fast_dev_run."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return False
+    return trainer.current_epoch >= (trainer.max_epochs or 0) and is_whole_epoch(trainer)
 
 
 def write_whole(file: Path, text: str) -> None:

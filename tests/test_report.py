@@ -14,6 +14,7 @@ import yaml
 
 from prunerob import reproduce
 from prunerob.cli import main
+from prunerob.errors import UserError
 from prunerob.paper import TABLES, PaperTable, Recipe, Row
 from prunerob.reports.results import Point, _point, read_results
 from prunerob.reports.tables import operating_points, to_csv
@@ -107,6 +108,8 @@ def test_layers_that_nearly_vanished_are_told(copy: Path) -> None:
     pruning = json.loads(file.read_text())
     layer = next(found for found in pruning["layers"] if found["name"] == "conv3")
     layer.update(channels_before=64, channels_after=3)
+    norm = {"name": "norm", "parameters_before": 128, "parameters_after": 6}
+    pruning["layers"].append({**norm, "channels_before": 64, "channels_after": 3})
     file.write_text(json.dumps(pruning))
     main(["report", str(copy)])
     told = (copy / "report" / "warnings.txt").read_text()
@@ -139,6 +142,10 @@ def test_settings_of_a_newer_version_do_not_make_other_attacks(copy: Path) -> No
         attack["init_args"].pop("cuda_graph", None)
     file.write_text(json.dumps(found))
     assert len(read_results([str(copy)]).all) == 12
+    found["suite"]["attacks"]["FGSM 8/255"]["init_args"].pop("eps")  # 0.3, where it is not said
+    file.write_text(json.dumps(found))
+    with pytest.raises(UserError, match="FGSM 8/255 of .* are different attacks"):
+        read_results([str(copy)])
 
 
 def test_recipes_are_told_apart_by_as_much_of_their_path_as_it_takes(copy: Path) -> None:

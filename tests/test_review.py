@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunerob.attacks import FGSM, PGD
 from prunerob.networks import MnistCNN
 from prunerob.pixels import Pixels
-from prunerob.review import mcnemar, review, sign_test, t_test
+from prunerob.review import SIGNIFICANT, mcnemar, review, sign_test, t_test
 from prunerob.robustness import Convergence, Robustness, Scrutiny
 from prunerob.scrutiny import scrutinize, sum_up
 
@@ -44,6 +44,12 @@ def test_a_test_over_seeds_at_its_ends() -> None:
     assert t_test([0.3]) is None, "one says nothing about others"
     assert t_test([0.0, 0.0]) == 1
     assert t_test([0.1, 0.1]) == 0
+    coincide = t_test([0.001, 0.001], resolution=0.001)
+    assert coincide is not None
+    assert coincide > SIGNIFICANT, "two counts that coincide are no proof"
+    apart = t_test([0.05, 0.05], resolution=0.0001)
+    assert apart is not None
+    assert apart < SIGNIFICANT
 
 
 def made(**right: int) -> Robustness:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,34 @@ def test_a_run_that_was_told_to_end_does_not_pass_for_a_finished_one(
     assert (RUN / "checkpoints" / "last.ckpt").is_file()
 
 
+def test_a_test_that_was_told_to_end_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(small().state_dict(), "small.safetensors")
+    test = ["test", "--config", TINY, "--ckpt_path", "small.safetensors"]
+
+    def stop(signum: int) -> Callable[..., None]:
+        return lambda *args: os.kill(os.getpid(), signum)
+
+    for signum, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        monkeypatch.setattr(Classifier, "on_test_batch_start", stop(signum))
+        with pytest.raises(SystemExit) as end:
+            main([*test, "--data.init_args.eval_batch_size", "20"])
+        assert end.value.code == status
+    assert not Path("small_robustness.json").exists()
+
+
+def test_a_run_that_ran_out_of_time_is_not_finished(caplog: pytest.LogCaptureFixture) -> None:
+    """In its first epoch, and after it was pruned."""
+    first = ["--trainer.max_time", "00:00:00:00"]
+    main(["fit", "--config", TINY, *first])
+    assert "Stopped in its first epoch: nothing is saved. trainer.max_time counts" in caplog.text
+    assert "go on with" not in caplog.text
+    main(["fit", "--config", TINY, "--trainer.callbacks", f"{__name__}.Stop"])
+    assert "Stopped before its 4 epochs were over; go on with: prunerob fit" in caplog.text
+    run = newest_run()
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert not (run / "pruning.json").exists()
+
+
 class Dropping(MnistCNN):
     """Draws from torch's own generator while it trains."""
 
@@ -163,6 +193,19 @@ def test_training_that_diverged_ends_with_a_word(capsys: pytest.CaptureFixture[s
     told = refused(capsys, "fit", "--config", TINY, *wild)
     assert "training diverged: in epoch 1, conv1.weight is no longer finite" in told
     assert not list(Path().rglob("*.ckpt"))
+
+
+class Masking(MnistCNN):
+    """Holds what is not finite on purpose, as a mask of an attention layer."""
+
+    def __init__(self) -> None:
+        super().__init__((8, 8, 8))
+        self.register_buffer("beyond", torch.full((2,), -torch.inf))
+
+
+def test_what_was_never_finite_has_not_diverged() -> None:
+    main(["fit", "--config", TINY, "--model.network", f"{__name__}.Masking"])
+    assert (RUN / "summary.json").is_file()
 
 
 def test_answers_that_are_no_numbers_are_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,7 +316,15 @@ class Power:
         return {name: score**self.power for name, score in scores.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    """The same without a dictionary."""
+
+    power: int = 2
+
+
 def test_a_criterion_is_known_by_its_settings() -> None:
+    assert _name(Slotted(3)) == f"{__name__}.Slotted(power=3)"  # type: ignore[arg-type]
     assert _name(weight_magnitude) == "prunerob.pruning.criteria.weight_magnitude"
     assert _name(Power(3)) == _name(Power(3)) == f"{__name__}.Power(power=3)"
     assert _name(Power(3)) != _name(Power(2))
@@ -330,6 +381,20 @@ def test_a_map_of_channels_must_fit_the_network(leads: dict[str, Channels], told
 
     with pytest.raises(UserError, match=rf"Mapped\.channels\(\): .*{told}"):
         channels_of(Mapped((8, 16, 5)))
+
+
+def test_a_map_of_channels_may_name_a_normalisation_without_weights() -> None:
+    class Mapped(MnistCNN):
+        def __init__(self, width: int) -> None:
+            super().__init__((8, 16, 5))
+            self.norm = nn.BatchNorm2d(width, affine=False)
+
+        def channels(self) -> dict[str, Channels]:
+            return {"conv1": Channels(readers=("conv2",), norms=("norm",))}
+
+    assert channels_of(Mapped(8)).keys() == {"conv1"}
+    with pytest.raises(UserError, match="norm is of 9 channels, conv1 of 8"):
+        channels_of(Mapped(9))
 
 
 def test_the_shipped_data_set_is_as_it_should_be() -> None:

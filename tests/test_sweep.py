@@ -364,6 +364,8 @@ def test_finished_results_are_never_thrown_away(
         ["--pruning.amount", "0.5"],
         ["--trainer.limit_test_batches", "2"],
         ["--trainer.limit_test_batches", "1"],
+        ["--trainer.limit_test_batches", "0"],
+        ["--trainer.limit_test_batches", "0.0"],
         ["--trainer.fast_dev_run", "true"],
     ],
 )

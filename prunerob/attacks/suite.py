@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from importlib import import_module
+from typing import Any
 
 from torch import Tensor, nn
 
 from prunerob.attacks.attack import Attack
 from prunerob.attacks.fgsm import FGSM
 from prunerob.attacks.pgd import PGD
+from prunerob.pixels import Pixels
 
 
 def perturb_by_each(
@@ -40,6 +44,31 @@ def perturb_by_each(
         if attack.label not in edges:
             edges[attack.label] = largest[attack.label](network, x, y, key=key)
         yield edges[attack.label].clamp(x - attack.eps, x + attack.eps)
+
+
+def are_alike(a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether two suites have the same attacks by the same names, with the same settings.
+
+    A setting that one lacks, as it was written before there was a choice, stands at its default.
+
+    Args:
+        a: attacks by name as a configuration has them: `class_path` and `init_args`.
+        b: another suite.
+    """
+    return a.keys() == b.keys() and all(_in_full(a[name]) == _in_full(b[name]) for name in a)
+
+
+def _in_full(attack: Mapping[str, Any]) -> dict[str, Any]:
+    """An attack's class and settings, with the defaults of those that are not written down."""
+    path = str(attack["class_path"])
+    module, _, name = path.rpartition(".")
+    try:
+        kind = getattr(import_module(module), name)
+        defaults = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+    except (ImportError, ValueError, AttributeError, TypeError):  # of a program that is not here
+        defaults = {}
+    plain = {k: str(v) if isinstance(v, Pixels) else v for k, v in defaults.items()}
+    return {**plain, **attack.get("init_args", {}), "class_path": path}
 
 
 def is_one_step(attack: Attack) -> bool:

@@ -92,7 +92,7 @@ def channels_of(network: nn.Module) -> Mapping[str, Channels]:
                             f"which cannot be the {filters} of {name}"
                         )
             for norm in served.norms:
-                if (served_by_it := _size(network, modules, norm, 0)) != filters:
+                if (served_by_it := _width(network, modules, norm)) != filters:
                     raise UserError(
                         f"{type(network).__name__}.channels(): {norm} is of {served_by_it} "
                         f"channels, {name} of {filters}"
@@ -111,6 +111,14 @@ def _size(network: nn.Module, modules: Mapping[str, nn.Module], name: str, dim: 
         problem = "is no layer of it" if name not in modules else "has no such weights"
         raise UserError(f"{type(network).__name__}.channels(): {name!r} {problem}")
     return int(weight.shape[dim])
+
+
+def _width(network: nn.Module, modules: Mapping[str, nn.Module], norm: str) -> int:
+    """Number of channels that a named normalisation serves; it may be without weights."""
+    for name in ("num_features", "num_channels"):
+        if isinstance(width := getattr(modules.get(norm), name, None), int):
+            return width
+    return _size(network, modules, norm, 0)
 
 
 def writers(channels: Mapping[str, Channels]) -> dict[Stream, list[str]]:

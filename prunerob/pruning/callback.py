@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -37,7 +37,7 @@ from prunerob.pruning.masks import (
 )
 from prunerob.ranks import check_agreement, from_first, wrap_anew
 from prunerob.robustness import wilson_interval
-from prunerob.runs import find_weights, read_checkpoint, run_folder, write_whole
+from prunerob.runs import find_weights, has_finished, read_checkpoint, run_folder, write_whole
 from prunerob.tensorboard import log_shares, log_weight_histograms
 
 LATER_SETTINGS = {"keep_multiple_of": 1, "masks_from": None, "residual": "keep"}
@@ -422,7 +422,7 @@ class Pruning(Callback):
             self.accuracies["fine-tuned"] = module.final_validation()
         log_weight_histograms(trainer, module.network, "3 after fine-tuning")
         folder = run_folder(trainer)
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.is_global_zero and has_finished(trainer):
             self._check_held(module.full_network.state_dict(), "at the end")
             layers = count_layers(module.full_network, self.masks)
             report = {
@@ -565,7 +565,11 @@ def _name(criterion: Criterion) -> str:
         settings += [f"{key}={value!r}" for key, value in sorted(criterion.keywords.items())]
         return f"{_name(criterion.func)}({', '.join(settings)})"
     kind = type(criterion)
-    told = [f"{k}={v!r}" for k, v in sorted(vars(criterion).items()) if not k.startswith("_")]
+    if is_dataclass(criterion):  # which may do without a dictionary
+        values = {field.name: getattr(criterion, field.name) for field in fields(criterion)}
+    else:
+        values = getattr(criterion, "__dict__", {})
+    told = [f"{k}={v!r}" for k, v in sorted(values.items()) if not k.startswith("_")]
     return f"{kind.__module__}.{kind.__qualname__}({', '.join(told)})"
 
 

@@ -65,9 +65,19 @@ class Layer:
         return 1 - self.parameters_after / self.parameters_before
 
     @property
+    def is_normalisation(self) -> bool:
+        """Whether it has but a factor and a term for each channel."""
+        return self.parameters_before <= 2 * self.channels_before
+
+    @property
     def has_nearly_vanished(self) -> bool:
-        """Whether under 1 % of its parameters are left, or under a tenth of its channels."""
-        return self.share_pruned > 0.99 or self.channels_after < 0.1 * self.channels_before
+        """Whether under 1 % of its parameters are left, or under a tenth of its channels.
+
+        Never of a normalisation, whose channels are those of a convolution.
+        """
+        return not self.is_normalisation and (
+            self.share_pruned > 0.99 or self.channels_after < 0.1 * self.channels_before
+        )
 
 
 def make_masks(

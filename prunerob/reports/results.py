@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from prunerob.attacks.suite import are_alike
 from prunerob.errors import UserError
 from prunerob.pruning.masks import Layer
 from prunerob.review import (
@@ -26,7 +27,7 @@ from prunerob.review import (
     t_test,
 )
 from prunerob.robustness import WORST_CASE, Robustness
-from prunerob.runs import NOT_TRAINING, Run, are_alike, differences
+from prunerob.runs import NOT_TRAINING, Run, differences
 
 METHODS = {
     "weight_magnitude": "weight",
@@ -137,7 +138,7 @@ class Result:
         found += [
             f"{layer.name} nearly vanished: {layer.channels_after} of {layer.channels_before} "
             f"channels and {layer.parameters_after:,} of {layer.parameters_before:,} parameters "
-            "are left, and everything passes through them"
+            "are left"
             for layer in self.layers
             if layer.has_nearly_vanished
         ]
@@ -380,7 +381,7 @@ class Results:
             spread=None if spread is None else 100 * spread,
             values=len(values),
             p_images=sign_test(int((gain > 0).sum()), int((gain < 0).sum())),
-            p_values=t_test(values),
+            p_values=t_test(values, resolution=1 / len(gain)),
         )
 
     def is_comparable(self, point: Point, base: Point) -> bool:

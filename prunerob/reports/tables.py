@@ -220,7 +220,11 @@ def filters_table(results: Results) -> Table:
     """Where filters were pruned: how many each layer has left."""
     rows = []
     for result in results.all:
-        left = [layer for layer in result.layers if layer.channels_after < layer.channels_before]
+        left = [
+            layer
+            for layer in result.layers
+            if layer.channels_after < layer.channels_before and not layer.is_normalisation
+        ]
         if left and "filter" in result.point.method:
             narrowest = min(left, key=lambda layer: layer.channels_after / layer.channels_before)
             rows.append(
@@ -234,8 +238,8 @@ def filters_table(results: Results) -> Table:
                 ]
             )
     note = (
-        "Layers that lost filters. Everything that the network sees passes through its narrowest "
-        "layer; pruning.keep_per_layer sets a floor."
+        "Layers that lost filters. Without shortcuts, all that a network sees passes through its "
+        "narrowest layer; pruning.keep_per_layer sets a floor."
     )
     headings = ["training", "pruned", "seed", "filters left", "narrowest"]
     return Table("Filters left, layer by layer", headings, rows, note)

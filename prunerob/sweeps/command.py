@@ -195,10 +195,12 @@ def make_sweep(options: Mapping[str, Any]) -> Sweep:
     from prunerob.commands import resolve
 
     plain = resolve(["--config", str(config), *settings])
-    for name in ("limit_test_batches", "fast_dev_run"):
-        value = plain["trainer"].get(name)
-        # A limit of 1.0 is all batches; 1 is one batch.
-        if value and (value != 1 or not isinstance(value, float)):
+    limit = plain["trainer"].get("limit_test_batches")
+    # A limit of 1.0 is all batches; 1 is one batch.
+    limited = limit is not None and not (limit == 1 and isinstance(limit, float))
+    trial = bool(plain["trainer"].get("fast_dev_run"))
+    for name, found in (("limit_test_batches", limited), ("fast_dev_run", trial)):
+        if found:
             raise UserError(f"trainer.{name}: a sweep tests in full; set data.init_args.test_size")
     if plain["trainer"]["devices"] not in (1, "1"):
         raise UserError("trainer.devices: each run of a sweep takes one; --jobs runs several")

@@ -24,8 +24,9 @@ from typing import Any
 
 import yaml
 
+from prunerob.attacks.suite import are_alike
 from prunerob.errors import UserError
-from prunerob.runs import NOT_TRAINING, Run, are_alike, differences
+from prunerob.runs import NOT_TRAINING, Run, differences
 
 CRITERIA = {
     "weight": "prunerob.pruning.weight_magnitude",
