@@ -144,7 +144,7 @@ def test_settings_of_a_newer_version_do_not_make_other_attacks(copy: Path) -> No
     assert len(read_results([str(copy)]).all) == 12
     found["suite"]["attacks"]["FGSM 8/255"]["init_args"].pop("eps")  # 0.3, where it is not said
     file.write_text(json.dumps(found))
-    with pytest.raises(UserError, match="FGSM 8/255 of .* are different attacks"):
+    with pytest.raises(UserError, match=r"FGSM 8/255 of .* are different attacks"):
         read_results([str(copy)])
 
 
