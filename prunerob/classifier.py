@@ -1,4 +1,13 @@
-"""The Classifier: one training step, one validation step, one test step."""
+"""The Classifier: one training step, one validation step, one test step.
+
+A training step: `training_step` makes adversarial examples (`AdversarialTraining.perturb` calls an
+attack; PGD's loop is `attacks.pgd.climb`) and returns the loss; after the optimizer's step, the
+Pruning callback sets pruned weights back to 0.
+
+A test: `on_test_epoch_start` lets black boxes learn, `test_step` runs every attack on a batch, and
+`on_test_epoch_end` makes the table and looks at how far it can be trusted;
+`commands.CommandLine.test` writes it.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +36,11 @@ from prunerob.attacks.attack import evaluating
 from prunerob.attacks.noise import image_keys
 from prunerob.attacks.pgd import logit_margin
 from prunerob.attacks.suite import is_one_step, perturb_by_each
-from prunerob.data.images import Batch, Batches
+from prunerob.data.images import Batch, Batches, ImageDataModule
 from prunerob.errors import UserError
 from prunerob.networks.narrow import NarrowCopy, Narrowing, find_narrowing
 from prunerob.pixels import Pixels
-from prunerob.ranks import check_agreement, from_first, gather, ranks, share_buffers
+from prunerob.ranks import broadcast_buffers, broadcast_object, check_agreement, gather, ranks
 from prunerob.review import overfits_to_one_step
 from prunerob.robustness import WORST_CASE, Robustness, RobustnessRecorder, Scrutiny
 from prunerob.schedules import Constant, Schedule
@@ -139,13 +148,22 @@ class Classifier(LightningModule):
         self.robustness: Robustness | None = None
         """What the latest test found."""
         self._validated_at_last: dict[str, tuple[int, int]] | None = None
-        self._warned_of: bool | None = None
+        self._phase_told: bool | None = None
         """The phase in which catastrophic overfitting was told: fine-tuning or not."""
+        self._agreed = False
+        """Whether the narrow copy was seen to answer as the network does."""
+        self._infinite: set[str] = set()
+        """Buffers that are not finite on purpose."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify images (B, C, H, W), pixels in [0, 1], into logits (B, classes)."""
         logits: Tensor = self.network(x)
         return logits
+
+    @property
+    def datamodule(self) -> ImageDataModule:
+        """The images of the command that runs."""
+        return cast(ImageDataModule, cast(Any, self.trainer).datamodule)
 
     @property
     def is_narrow(self) -> bool:
@@ -173,11 +191,15 @@ class Classifier(LightningModule):
         if self.narrow_copy is not None and self.is_narrow:
             self.network = self.narrow_copy.update_wide()
 
-    def attacked(self, x: Tensor) -> nn.Module:
+    def evaluation_network(self, x: Tensor) -> nn.Module:
         """The network as attacks and evaluation see it: without its silent channels.
 
         Args:
             x: images, as examples: the first is asked whether the network can do without.
+
+        Returns:
+            the narrow copy, with the weights of today; the network itself where there is none, or
+            (told once) where it answers otherwise.
         """
         if self.narrow_copy is None or self.is_narrow:
             return self.network
@@ -195,25 +217,50 @@ class Classifier(LightningModule):
 
     # Training
 
+    def setup(self, stage: str) -> None:
+        """Refuse settings of either phase, and start from the network in its full shape.
+
+        Raises:
+            UserError: the precision or the settings of a phase make no sense.
+        """
+        precision = str(self.trainer.precision)
+        if "true" in precision and precision != "32-true":
+            raise UserError(
+                f"trainer.precision: {precision} would make adversarial examples in another "
+                "precision than float32; use 32-true or a mixed precision"
+            )
+        self.widen()
+        self.narrow_copy, self.optimizes_narrow = None, False
+        self._validated_at_last = None
+        if stage == "fit":
+            self._check_optimizers()
+
+    def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
+        """Optimizer and schedule of the phase, training or fine-tuning; called at each's start."""
+        built = self.build_optimizer(self.network, is_fine_tuning=self.is_fine_tuning)
+        scheduler = self._phase_schedule(built, self._phase_steps())
+        if scheduler is None:
+            return {"optimizer": built}
+        return {"optimizer": built, "lr_scheduler": scheduler}
+
     def on_fit_start(self) -> None:
         """Refuse a network that does not fit the images or their labels, before it trains."""
         buffers = self.network.named_buffers()
         self._infinite = {name for name, value in buffers if not bool(value.isfinite().all())}
-        datamodule = cast(Any, self.trainer).datamodule
-        if datamodule is not None:
-            batches = datamodule.train_dataloader()
-            self._check_images(batches)
-            self._check_last_batch(batches)
+        batches = self.datamodule.train_dataloader()
+        self._check_images(batches)
+        self._check_last_batch(batches)
 
     def _check_last_batch(self, batches: Batches) -> None:
-        """See that normalisations can train on a last batch of one image.
+        """See that normalisations can train on a last batch of which a device gets one image.
 
         Raises:
             UserError: they cannot.
         """
         last = len(batches.index) % batches.size or batches.size
-        weights = self.adversarial_training.adversarial_weight
-        if last > 1 or (0 < weights < 1 and self.adversarial_training.is_joint(self.network)):
+        weight = self.adversarial_training.adversarial_weight
+        together = 0 < weight < 1 and self.adversarial_training.is_joint(self.network)
+        if last // ranks() > 1 or together:
             return
         trial = copy.deepcopy(self.network).train()
         try:
@@ -221,8 +268,9 @@ class Classifier(LightningModule):
                 trial(next(iter(batches)).x[:1].to(self.device))
         except ValueError as error:
             raise UserError(
-                f"data.batch_size: the last batch has one image, which {type(trial).__name__} "
-                f"cannot train on ({error}); choose another data.train_size or batch_size"
+                f"data.batch_size: the last batch has one image for a device, which "
+                f"{type(trial).__name__} cannot train on ({error}); choose another data.train_size "
+                "or batch_size"
             ) from None
 
     def _check_images(self, batches: Batches) -> None:
@@ -261,7 +309,7 @@ class Classifier(LightningModule):
         if adversarial_weight > 0:
             key = image_keys(index, seed=self.seed, purpose="training", epoch=self.current_epoch)
             epochs = self.current_epoch + batch_idx / self.trainer.num_training_batches
-            x_adv = training.perturb(self.attacked(x), x, y, key=key, epochs=epochs)
+            x_adv = training.perturb(self.evaluation_network(x), x, y, key=key, epochs=epochs)
             parts.append((adversarial_weight, "adversarial", x_adv))
         if adversarial_weight < 1:
             parts.append((1 - adversarial_weight, "clean", x))
@@ -269,8 +317,8 @@ class Classifier(LightningModule):
         if training.is_joint(self.network):
             answers = self(torch.cat([images for _, _, images in parts])).split(len(y))
         else:
-            # A forward for each half, not one for both: 1.1 times faster on CPUs, where the smaller
-            # activations stay in the cache.
+            # One forward for each half. Where there is no BatchNorm it comes to the same, 1.1 times
+            # faster on CPUs, as the smaller activations stay in the cache.
             answers = [self(images) for _, _, images in parts]
         loss = torch.zeros((), device=x.device)
         for (weight, name, _), logits in zip(parts, answers, strict=True):
@@ -299,7 +347,7 @@ class Classifier(LightningModule):
         Raises:
             UserError: training has diverged.
         """
-        share_buffers(self.network)
+        broadcast_buffers(self.network)
         for name, value in self.network.state_dict().items():
             if name not in self._infinite and not bool(torch.isfinite(value).all()):
                 raise UserError(
@@ -308,32 +356,6 @@ class Classifier(LightningModule):
                     "of this epoch is saved"
                 )
         check_agreement(f"after epoch {self.current_epoch + 1}", self.network.state_dict())
-
-    def setup(self, stage: str) -> None:
-        """Refuse settings of either phase before anything is computed.
-
-        Raises:
-            UserError: the precision or the settings of a phase make no sense.
-        """
-        precision = str(self.trainer.precision)
-        if "true" in precision and precision != "32-true":
-            raise UserError(
-                f"trainer.precision: {precision} would make adversarial examples in another "
-                "precision than float32; use 32-true or a mixed precision"
-            )
-        self.widen()
-        self.narrow_copy, self.optimizes_narrow = None, False
-        self._validated_at_last = None
-        if stage == "fit":
-            self._check_optimizers()
-
-    def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
-        """Optimizer and schedule of the phase, training or fine-tuning; called at each's start."""
-        built = self.build_optimizer(self.network, is_fine_tuning=self.is_fine_tuning)
-        scheduler = self._phase_schedule(built, self._phase_steps())
-        if scheduler is None:
-            return {"optimizer": built}
-        return {"optimizer": built, "lr_scheduler": scheduler}
 
     def build_optimizer(self, network: nn.Module, *, is_fine_tuning: bool) -> Optimizer:
         """The optimizer of one phase, of a network's parameters."""
@@ -368,8 +390,7 @@ class Classifier(LightningModule):
         epochs = self.trainer.max_epochs or 0
         if self.prune_epoch is not None:
             epochs = epochs - self.prune_epoch if self.is_fine_tuning else self.prune_epoch
-        datamodule = cast(Any, self.trainer).datamodule
-        batches = len(datamodule.train_dataloader())
+        batches = len(self.datamodule.train_dataloader())
         limit = self.trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         return max(1, epochs * math.ceil(batches / self.trainer.accumulate_grad_batches))
@@ -419,9 +440,9 @@ class Classifier(LightningModule):
             self._check_images(cast(Any, self.trainer).val_dataloaders)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to count the images."""
+        """Begin to count the images, with the same network on all ranks."""
         self._judged: dict[str, list[Tensor]] = {}
-        share_buffers(self.network)
+        broadcast_buffers(self.network)
         if self.trainer.state.fn != TrainerFn.FITTING:
             self.take_channels_out(find_narrowing(self.network))
 
@@ -439,10 +460,10 @@ class Classifier(LightningModule):
             self.log(f"validation/{name}_accuracy", right / images, prog_bar=True)
         robust = counts.get("many_steps", counts.get("robust"))
         one_step = counts.get("one_step")
-        if robust is None or one_step is None or self._warned_of == self.is_fine_tuning:
+        if robust is None or one_step is None or self._phase_told == self.is_fine_tuning:
             return
         if overfits_to_one_step(robust[0], one_step[0]):
-            self._warned_of = self.is_fine_tuning
+            self._phase_told = self.is_fine_tuning
             rank_zero_warn(
                 f"catastrophic overfitting: in epoch {self.current_epoch + 1}, of the validation "
                 f"images attacked, {one_step[0]} are classified right under the training's one "
@@ -463,41 +484,41 @@ class Classifier(LightningModule):
             images classified right, and images, as `_judge` names them.
         """
         found: dict[str, list[Tensor]] = {}
-        share_buffers(self.network)
-        with evaluating(self), self.trainer.precision_plugin.val_step_context():
+        broadcast_buffers(self.network)
+        with evaluating(self):
             for i, batch in enumerate(cast(Batches, batches)):
                 moved = Batch(*(tensor.to(self.device) for tensor in batch))
                 left = self.validation_attack_images - cast(Batches, batches).first(i)
-                attacked = len(batch.y) if attack_all else left
-                for name, correct in self._judge(moved, attacked).items():
+                n_attacked = len(batch.y) if attack_all else left
+                for name, correct in self._judge(moved, n_attacked).items():
                     found.setdefault(name, []).append(correct)
         return _count(found)
 
     def final_validation(self) -> dict[str, tuple[int, int]]:
         """Accuracies on all validation images at the end of training, measured once."""
-        datamodule = cast(Any, self.trainer).datamodule
         if self._validated_at_last is None:
-            batches = datamodule.val_dataloader() if datamodule is not None else []
+            batches = self.datamodule.val_dataloader()
             self._validated_at_last = self.measure(batches, attack_all=True)
         return self._validated_at_last
 
-    def _judge(self, batch: Batch, attacked: int) -> dict[str, Tensor]:
+    def _judge(self, batch: Batch, n_attacked: int) -> dict[str, Tensor]:
         """Which images of a validation batch are classified right.
 
         Args:
             batch: the images.
-            attacked: number of the first ones to attack; none below 1.
+            n_attacked: number of the first ones to attack; none below 1.
 
         Returns:
             bool tensors: "clean"; "robust" under the validation attack; and, if the training
-            attack takes one step only, "one_step" under that and "many_steps" under PGD (where the
-            validation attack is not that already): the probe for catastrophic overfitting.
+            attack takes one step only, "one_step" under that and "many_steps" under PGD with its
+            eps (where the validation attack is not that already): the probe for catastrophic
+            overfitting.
         """
         x, y, index = batch
         if not len(y):
             return {}
-        network = self.attacked(x)
-        n = min(len(y), attacked)
+        network = self.evaluation_network(x)
+        n = min(len(y), n_attacked)
         with self._in_float32():
             correct = {"clean": network(x).argmax(1) == y}
             if n > 0:
@@ -523,9 +544,9 @@ class Classifier(LightningModule):
         training = self.adversarial_training.attack
         if is_one_step(training):
             attacks["one_step"] = training
+            eps = float(getattr(training, "eps", 0))
             judge = self.validation_attack
-            if not isinstance(judge, PGD) or is_one_step(judge):
-                eps = float(getattr(training, "eps", 0))
+            if not isinstance(judge, PGD) or is_one_step(judge) or judge.eps != eps:
                 attacks["many_steps"] = PGD(eps=Pixels(eps), step_size=Pixels(eps / 4), steps=10)
         return attacks
 
@@ -550,9 +571,9 @@ class Classifier(LightningModule):
         """Let an attack learn, once for all ranks: none may face another substitute."""
         self.on_attack(name)
         start = perf_counter()
-        batches = _On(self.device, cast(Any, self.trainer).datamodule.attacker_dataloader())
-        network = self.attacked(next(iter(batches)).x)
-        prepared = from_first(attack.prepare(network, batches).to(torch.device("cpu")))
+        batches = _On(self.device, self.datamodule.attacker_dataloader())
+        network = self.evaluation_network(next(iter(batches)).x)
+        prepared = broadcast_object(attack.prepare(network, batches).to(torch.device("cpu")))
         prepared = prepared.to(self.device)
         self._recorder.note_learned(name, prepared.learned, perf_counter() - start)
         return prepared
@@ -563,7 +584,7 @@ class Classifier(LightningModule):
         if not len(y):
             return
         key = image_keys(index, seed=self.seed, purpose="test")
-        network = self.attacked(x)
+        network = self.evaluation_network(x)
         examples = perturb_by_each(self._suite, network, x, y, key=key)
         predictions: dict[str, Tensor] = {}
         for name, attack in self._suite.items():
@@ -604,18 +625,19 @@ class Classifier(LightningModule):
 
     def _attack_survivors(self) -> None:
         """Attack what no attack of the table got wrong, for the worst case alone."""
-        datamodule = cast(Any, self.trainer).datamodule
         survivors = torch.cat([torch.cat(part) for part in gather(self._survivors) if part])
         # Many batches' together, so that batches stay full; not all, so that memory does not.
         parts = torch.split(survivors.sort().values, 16 * self._batch_size)
         for part in parts[self.trainer.global_rank :: self.trainer.world_size]:
-            left = Batch(*(tensor.to(self.device) for tensor in datamodule.test_batch(part)))
+            left = Batch(*(tensor.to(self.device) for tensor in self.datamodule.test_batch(part)))
             for name, attack in self.worst_case_attacks.items():
                 self.on_attack(name)
                 start = perf_counter()
                 x, y, index = left
                 key = image_keys(index, seed=self.seed, purpose="worst case")
-                fooled = attack.fools(self.attacked(x), x, y, key=key, batch_size=self._batch_size)
+                fooled = attack.fools(
+                    self.evaluation_network(x), x, y, key=key, batch_size=self._batch_size
+                )
                 self._recorder.add_search(name, index=index, fooled=fooled, start=start)
                 left = Batch(*(column[~fooled] for column in left))
 
@@ -635,16 +657,15 @@ class Classifier(LightningModule):
 
     def _scrutinize(self) -> Scrutiny | None:
         """See on some of the test images how far the attacks can be trusted."""
-        datamodule = cast(Any, self.trainer).datamodule
-        if not self.scrutinized_images or datamodule is None:
+        if not self.scrutinized_images:
             return None
         self.on_attack("scrutiny")
-        sample = datamodule.test_sample(self.scrutinized_images)
+        sample = self.datamodule.test_sample(self.scrutinized_images)
         x, y, index = Batch(*(tensor.to(self.device) for tensor in sample))
         key = image_keys(index, seed=self.seed, purpose="test")
         parts = torch.split(torch.arange(len(y), device=y.device), self._batch_size)
         own = parts[self.trainer.global_rank :: self.trainer.world_size]
-        network = self.attacked(x)
+        network = self.evaluation_network(x)
         found = [scrutinize(network, self._suite, x[p], y[p], key=key[p]) for p in own]
         return sum_up([scrutiny for part in gather(found) for scrutiny in part])
 

@@ -26,7 +26,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
 from prunerob import outputs
 from prunerob.attacks import Attack
-from prunerob.attacks.suite import is_one_step
+from prunerob.attacks.suite import one_step_eps
 from prunerob.checkpoints import Checkpoints, about_machine
 from prunerob.classifier import Classifier
 from prunerob.data import Augmentation, ImageDataModule
@@ -34,7 +34,7 @@ from prunerob.errors import UserError
 from prunerob.pixels import Pixels
 from prunerob.progress import Progress
 from prunerob.pruning import Pruning
-from prunerob.ranks import gather, part
+from prunerob.ranks import destroy_process_group, gather
 from prunerob.review import review
 from prunerob.runs import (
     CHECKPOINTS,
@@ -104,7 +104,7 @@ def run(args: Sequence[str]) -> None:
             raise SystemExit(128 + signal.SIGINT) from None
         raise
     finally:
-        part()
+        destroy_process_group()
 
 
 def resolve(args: Sequence[str]) -> dict[str, Any]:
@@ -367,7 +367,7 @@ class CommandLine(LightningCLI):
         warnings = review(
             model.robustness,
             suite["attacks"],
-            one_step_training=is_one_step(model.adversarial_training.attack),
+            one_step_eps=one_step_eps(model.adversarial_training.attack),
         )
         about = {"seed": model.seed, **about_machine(model.device), "suite": suite}
         images = len(datamodule.test_dataloader().index)
@@ -377,7 +377,7 @@ class CommandLine(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         if (tested := len(model.robustness.index)) < images:
-            outputs.show(model.robustness, weights, warnings)
+            outputs.show(model.robustness, weights, warnings, suite)
             rank_zero_info(
                 f"Not written: {tested} of {images:,} test images are a trial; "
                 "data.test_size chooses fewer for good"
@@ -386,7 +386,7 @@ class CommandLine(LightningCLI):
         files = outputs.write(model.robustness, weights, about)
         settings = self._hyperparameters()
         outputs.show_in_tensorboard(self.trainer, model.test_name, model.robustness, settings)
-        outputs.show(model.robustness, weights, warnings)
+        outputs.show(model.robustness, weights, warnings, suite)
         rank_zero_info("Written: " + ", ".join(str(file) for file in files))
 
     def predict(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:

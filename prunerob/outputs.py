@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning import Trainer
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from prunerob.attacks.suite import are_alike
 from prunerob.errors import UserError
 from prunerob.robustness import WORST_CASE, Robustness
 from prunerob.runs import Weights, write_whole
@@ -88,9 +90,18 @@ def write_predictions(
                 )
 
 
-def show(robustness: Robustness, weights: Weights, warnings: Sequence[str]) -> None:
-    """Print the table; beside it, if it was tested before, the same network before pruning."""
-    dense = accuracies_before_pruning(weights, robustness)
+def show(
+    robustness: Robustness, weights: Weights, warnings: Sequence[str], suite: Mapping[str, Any]
+) -> None:
+    """Print the table; beside it, if it was tested before, the same network before pruning.
+
+    Args:
+        robustness: the result.
+        weights: what was tested.
+        warnings: a reviewer's.
+        suite: the `attacks` and `worst_case_attacks` of the test, as a configuration has them.
+    """
+    dense = accuracies_before_pruning(weights, robustness, suite)
     table = Table(title=f"Robustness of {weights.file}")
     table.add_column("attack")
     if dense:
@@ -124,21 +135,26 @@ def show_in_tensorboard(
         writer.add_hparams(dict(settings), results, run_name=name)
 
 
-def accuracies_before_pruning(weights: Weights, robustness: Robustness) -> dict[str, float]:
-    """What the same test of the run's before_pruning.ckpt found; empty without one."""
+def accuracies_before_pruning(
+    weights: Weights, robustness: Robustness, suite: Mapping[str, Any]
+) -> dict[str, float]:
+    """What the same attacks found on the run's before_pruning.ckpt; empty without a test of it."""
     file = weights.folder / "robustness_before_pruning.json"
     if weights.run is None or weights.file.stem == "before_pruning" or not file.is_file():
         return {}
     before = json.loads(file.read_text())
+    theirs = before.get("suite", {})
     images = {row.attack: row.images for row in robustness.rows}
-    dense = {
-        row["attack"]: row["accuracy"]
-        for row in before["rows"]
-        if row["images"] == images.get(row["attack"])
-    }
-    # The worst case is that of a suite, with what searched beyond it.
-    searches = [search["attack"] for search in before.get("worst case attacks", [])]
-    same = list(dense) == [row.attack for row in robustness.rows]
-    if not same or searches != [search.attack for search in robustness.searches]:
-        dense.pop(WORST_CASE, None)
-    return dense
+
+    def is_the_same(row: Mapping[str, Any]) -> bool:
+        name = row["attack"]
+        if row["images"] != images.get(name):
+            return False
+        if name == WORST_CASE:  # that of a suite, with what searched beyond it
+            return all(
+                are_alike(theirs.get(g, {}), suite[g]) for g in ("attacks", "worst_case_attacks")
+            )
+        both = [group.get("attacks", {}).get(name) for group in (theirs, suite)]
+        return name == "clean" or (None not in both and are_alike({"": both[0]}, {"": both[1]}))
+
+    return {row["attack"]: row["accuracy"] for row in before["rows"] if is_the_same(row)}

@@ -36,7 +36,7 @@ def gather(value: T) -> list[T]:
     return found
 
 
-def part() -> None:
+def destroy_process_group() -> None:
     """End what the ranks have in common, after the last word between them.
 
     Left to the interpreter's end, gloo's threads can outlive what they need, and a finished run
@@ -47,20 +47,20 @@ def part() -> None:
         gc.collect()  # whatever still refers to it
 
 
-def from_first(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """What rank 0 has, on all ranks; all must ask."""
     return gather(value)[0]
 
 
 @torch.no_grad()
-def share_buffers(network: nn.Module) -> None:
+def broadcast_buffers(network: nn.Module) -> None:
     """Give all ranks the buffers of rank 0: each has normalised batches of its own."""
     if ranks() > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)
 
 
-def wrap_anew(trainer: Trainer) -> None:
+def rewrap_ddp(trainer: Trainer) -> None:
     """Let DDP reduce the gradients of the parameters that the module has now."""
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy):

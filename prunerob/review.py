@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from prunerob.attacks import FGSM, PGD, Attack, BlackBox
+from prunerob.attacks.suite import attack_class
 from prunerob.pixels import Pixels
 from prunerob.robustness import Robustness
 
@@ -22,7 +24,7 @@ Suite = Mapping[str, Mapping[str, Any]]
 """Attacks by name as a configuration has them: `class_path` and `init_args`."""
 
 
-def review(robustness: Robustness, suite: Suite, *, one_step_training: bool = False) -> list[str]:
+def review(robustness: Robustness, suite: Suite, *, one_step_eps: float | None = None) -> list[str]:
     """Read a test as a reviewer would, for signs that its attacks were too weak.
 
     Gradients that are masked make a network look more robust than it is (Athalye et al.,
@@ -31,21 +33,20 @@ def review(robustness: Robustness, suite: Suite, *, one_step_training: bool = Fa
     Args:
         robustness: the test.
         suite: its attacks.
-        one_step_training: whether the network was trained against a single step, FGSM.
+        one_step_eps: radius of the single step that the network was trained against, in pixel
+            units of [0, 1]; None of other training.
 
     Returns:
         warnings, a line each.
     """
-    white = {name: a for name, a in suite.items() if kind(a) in ("FGSM", "PGD")}
     warnings = []
-    for name, attack in white.items():
-        if kind(attack) != "PGD":
-            continue
-        for other, one_step in white.items():
-            if kind(one_step) != "FGSM" or eps(one_step) != eps(attack):
+    for name, attack in _of_kind(PGD, suite).items():
+        for other, one_step in _of_kind(FGSM, suite).items():
+            if eps(one_step) != eps(attack):
                 continue
             ours, theirs = (robustness.correct(attack) for attack in (name, other))
-            if one_step_training and overfits_to_one_step(int(ours.sum()), int(theirs.sum())):
+            is_of_training = eps(one_step) == one_step_eps
+            if is_of_training and overfits_to_one_step(int(ours.sum()), int(theirs.sum())):
                 warnings.append(
                     f"catastrophic overfitting: {_percent(theirs)} under {other}, the attack of "
                     f"the training, but {_percent(ours)} under {name}"
@@ -56,12 +57,12 @@ def review(robustness: Robustness, suite: Suite, *, one_step_training: bool = Fa
                     f"{_percent(theirs)} right): gradients are masked, or PGD has not converged; "
                     "quote the worst case"
                 )
-    for name, attack in suite.items():
-        if kind(attack) != "BlackBox":
-            continue
+    for name, attack in _of_kind(BlackBox, suite).items():
         attacked = robustness.attacked(name)
         blind = robustness.correct(name)[attacked]
-        for other, seeing in white.items():
+        for other, seeing in suite.items():
+            if not attack_class(seeing).sees_gradients:
+                continue
             both = robustness.correct(other)[attacked]
             if eps(seeing) == eps(attack) and _is_above(both, blind):
                 warnings.append(
@@ -69,6 +70,10 @@ def review(robustness: Robustness, suite: Suite, *, one_step_training: bool = Fa
                     f"{_percent(both)} right on the same images): gradients are masked"
                 )
     return warnings + _scrutiny_warnings(robustness)
+
+
+def _of_kind(kind: type[Attack], suite: Suite) -> Suite:
+    return {name: a for name, a in suite.items() if issubclass(attack_class(a), kind)}
 
 
 def _scrutiny_warnings(robustness: Robustness) -> list[str]:

@@ -7,7 +7,9 @@ A run's folder holds
   of training; best.ckpt, the best on validation images;
 - weights.safetensors, the final weights alone;
 - pruning.json, what pruning did, and summary.json, written when the run has finished;
-- robustness.json, .csv and .md, what a test of last.ckpt found, and robustness_images.csv;
+- robustness.json, .csv and .md, what a test of last.ckpt found, and robustness_images.csv; those of
+  other checkpoints have their names, as robustness_before_pruning.json has; predictions.csv alike;
+- TensorBoard's event files;
 - log.txt, of a run of a sweep: what its commands printed.
 """
 

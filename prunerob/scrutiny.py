@@ -31,7 +31,8 @@ def scrutinize(
     """Try the attacks of a suite harder on a batch.
 
     Args:
-        network: from pixels in [0, 1] to logits; left exactly as it was found.
+        network: from pixels in [0, 1] to logits, in evaluation mode; left exactly as it was
+            found.
         suite: the attacks, by name.
         x: images, float32, (B, C, H, W), pixels in [0, 1].
         y: true labels, int64, (B,).
@@ -40,7 +41,6 @@ def scrutinize(
     Returns:
         what was seen.
     """
-    x, y, key = (tensor.clone() for tensor in (x, y, key))
 
     def right(attack: Attack) -> int:
         wrong = misclassified(network, attack(network, x, y, key=key), y)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunerob.attacks import FGSM, PGD, Attack, NoAttack
+from prunerob.attacks.attack import has_bfloat16
 from prunerob.attacks.noise import half_normal, image_keys, mix, uniform
 from prunerob.attacks.pgd import margin
 from prunerob.attacks.suite import perturb_by_each
@@ -431,3 +432,14 @@ def test_pixels_read_fractions_and_print_the_shorter_form() -> None:
     for n in range(256):
         assert Pixels(str(Pixels(f"{n}/255"))) == n / 255
     assert Pixels(str(Pixels(0.123456789))) == 0.123456789
+
+
+@pytest.mark.parametrize(("machine", "fast"), [("x86_64", False), ("aarch64", True)])
+def test_bfloat16_is_no_choice_where_it_is_emulated(
+    machine: str, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN accepts it on AVX-512 without instructions for it."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert has_bfloat16.__wrapped__("cpu") is fast

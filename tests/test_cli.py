@@ -535,6 +535,13 @@ def test_bare_test_takes_the_newest_finished_run(
     assert len((run / "robustness.csv").read_text().splitlines()) == 5
     assert (run / "robustness_before_pruning.json").is_file()
 
+    main(["test", "--model.attacks.PGD.steps", "4"])
+    lines = capsys.readouterr().out.splitlines()
+    before = {line.split()[1]: line.split("│")[2].strip() for line in lines if line[:1] == "│"}
+    assert before["clean"].endswith("%")
+    assert before["FGSM"].endswith("%")
+    assert (before["PGD"], before["worst"]) == ("-", "-"), "tested with other steps"
+
 
 def test_attacks_in_the_worst_case_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["test"])
@@ -930,7 +937,14 @@ def test_every_shipped_configuration_parses_and_says_what_to_expect(
 # Catastrophic overfitting
 
 
-@pytest.mark.parametrize("judge", [[], ["--model.validation_attack", "NoAttack"]])
+@pytest.mark.parametrize(
+    "judge",
+    [
+        [],
+        ["--model.validation_attack", "NoAttack"],
+        ["--model.validation_attack.init_args.eps", "0.1"],  # which says nothing about 0.3
+    ],
+)
 def test_training_against_one_step_is_probed_each_epoch(
     judge: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

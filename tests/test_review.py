@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_1samp
 from torch import Tensor, nn
 
-from prunerob.attacks import FGSM, PGD
+from prunerob.attacks import FGSM, PGD, Attack
 from prunerob.networks import MnistCNN
 from prunerob.pixels import Pixels
 from prunerob.review import SIGNIFICANT, mcnemar, review, sign_test, t_test
@@ -98,12 +98,32 @@ def test_a_black_box_that_beats_a_white_one() -> None:
     assert [w.split(" without")[0] for w in review(held, SUITE)] == []
 
 
+class Follower(Attack):
+    """An attack of one's own that follows gradients, with a radius."""
+
+    sees_gradients = True
+
+    def perturb(self, *args: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_any_attack_that_sees_gradients_should_beat_a_black_box() -> None:
+    suite = {"box": SUITE["box"], "own": attack("FGSM", "0.3")}
+    suite["own"]["class_path"] = f"{__name__}.Follower"
+    assert len(review(made(own=600, box=500), suite)) == 1
+    suite["own"]["class_path"] = "prunerob.attacks.black_box.BlackBox"
+    assert review(made(own=600, box=500), suite) == []
+
+
 def test_catastrophic_overfitting() -> None:
     suite = {name: SUITE[name] for name in ("fgsm", "pgd")}
-    (warning,) = review(made(fgsm=850, pgd=5), suite, one_step_training=True)
+    (warning,) = review(made(fgsm=850, pgd=5), suite, one_step_eps=0.3)
     assert warning.startswith("catastrophic overfitting: 85.0 % under fgsm")
     assert review(made(fgsm=850, pgd=5), suite) == []
-    assert review(made(fgsm=850, pgd=800), suite, one_step_training=True) == []
+    assert review(made(fgsm=850, pgd=800), suite, one_step_eps=0.3) == []
+    (warning,) = review(made(fgsm=850, pgd=860), suite, one_step_eps=0.1)
+    assert "catastrophic" not in warning
+    assert review(made(fgsm=850, pgd=5), suite, one_step_eps=0.1) == [], "trained against less"
 
 
 def test_attacks_that_more_work_would_strengthen_and_zero_gradients() -> None:

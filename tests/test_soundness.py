@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from prunerob.networks import Channels, MnistCNN
 from prunerob.networks.channels import channels_of
 from prunerob.pruning import Pruning, weight_magnitude
 from prunerob.pruning.callback import _name
+from prunerob.reports.results import read_results
 from tests.test_cli import TINY, newest_run, refused, weights
 
 RUN = Path("lightning_logs/tiny/version_0")
@@ -268,8 +270,22 @@ def test_a_last_batch_of_one_image_is_told_before_training(
     one = ["--data.train_size", "321", "--model.network", f"{__name__}.Normalised"]
     one += ["--model.adversarial_training.weight", "1.0"]  # together with clean ones they are two
     told = refused(capsys, "fit", "--config", TINY, *one)
-    assert "data.batch_size: the last batch has one image, which Normalised cannot" in told
+    assert "the last batch has one image for a device, which Normalised cannot" in told
     assert not list(Path().rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(("size", "devices", "fits"), [(322, 1, True), (323, 2, False)])
+def test_each_device_needs_two_images_of_the_last_batch(
+    size: int, devices: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunerob.classifier.ranks", lambda: devices)
+    module = Classifier(
+        network=Normalised(), optimizer=partial(torch.optim.SGD, lr=0.1), attacks={}
+    )
+    data = MNIST(train_size=size, batch_size=64, validation_size=0)
+    data.setup("fit")
+    with nullcontext() if fits else pytest.raises(UserError, match="one image for a device"):
+        module._check_last_batch(data.train_dataloader())
 
 
 def test_images_that_do_not_fit_the_network_are_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,6 +345,56 @@ def test_a_criterion_is_known_by_its_settings() -> None:
     assert _name(Power(3)) == _name(Power(3)) == f"{__name__}.Power(power=3)"
     assert _name(Power(3)) != _name(Power(2))
     assert _name(partial(weight_magnitude, seed=1)).endswith("weight_magnitude(seed=1)")
+
+
+def mixed(network: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Scores filters of one layer and weights of another."""
+    scores = weight_magnitude(network, seed)
+    return {**scores, "conv1.weight": scores["conv1.weight"].flatten(1).mean(1)}
+
+
+def of_outputs(network: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Scores the outputs of a layer that is no convolution of the network's map."""
+    return {"linear.weight": weight_magnitude(network, seed)["linear.weight"].mean(1)}
+
+
+def energy(network: nn.Module, seed: int) -> dict[str, Tensor]:
+    """A score for each filter, by a name that does not say so."""
+    scores = weight_magnitude(network, seed)
+    return {f"{n}.weight": scores[f"{n}.weight"].flatten(1).mean(1) for n in channels_of(network)}
+
+
+def test_a_criterion_that_scores_what_cannot_be_pruned(capsys: pytest.CaptureFixture[str]) -> None:
+    for criterion, told in (
+        ("mixed", "mixed scores some layers by filter and others by weight"),
+        ("of_outputs", "scores the filters of linear.weight, which MnistCNN.channels() does not"),
+    ):
+        args = ["--pruning.criterion", f"{__name__}.{criterion}"]
+        assert told in refused(capsys, "fit", "--config", TINY, *args)
+
+
+def test_what_a_criterion_prunes_is_told_by_its_scores() -> None:
+    args = ["--pruning.criterion", f"{__name__}.energy", "--pruning.amount", "0.5"]
+    main(["fit", "--config", TINY, *args, "--pruning.reading", "parameters"])
+    main(["test"])
+    (row,) = (r for r in read_results([str(RUN)]).all if not r.point.is_dense)
+    assert (row.unit, row.point.method) == ("filters", "energy (parameters)")
+
+
+def test_masks_of_another_run_must_be_of_the_same_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    filters = ["--pruning.criterion", "prunerob.pruning.filter_l1", "--pruning.amount", "0.5"]
+    even = ["--pruning.keep_multiple_of", "2"]
+    main(["fit", "--config", TINY, *filters, *even])
+    report = json.loads((RUN / "pruning.json").read_text())
+    again = ["fit", "--config", TINY, *filters, "--pruning.epoch", "0"]
+    again += ["--pruning.masks_from", str(RUN)]
+    told = refused(capsys, *again)
+    assert "pruning.keep_multiple_of: 1, but" in told
+    main([*again, *even])
+    kept = json.loads((newest_run() / "pruning.json").read_text())["parameters_kept_by_rounding_up"]
+    assert kept == report["parameters_kept_by_rounding_up"]
 
 
 class Tied(MnistCNN):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class Attack(ABC):
     """An attack: its settings. Calling it perturbs a batch; it keeps nothing between calls."""
+
+    sees_gradients: ClassVar[bool] = False
+    """Whether it follows the network's gradients: one that does not should never beat it."""
 
     def __call__(
         self,
@@ -229,6 +234,11 @@ SMALLEST_BFLOAT16_STEP = 2 / 255
 def has_bfloat16(device: str) -> bool:
     """Whether a kind of device ("cpu", "cuda") computes in bfloat16 faster than in float32."""
     if device == "cpu":
+        # oneDNN also accepts bfloat16 where AVX-512 has no instructions for it, and is slow there.
+        has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+        is_arm = platform.machine().lower() in ("aarch64", "arm64")
+        if not (is_arm or has_instructions()):
+            return False
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 

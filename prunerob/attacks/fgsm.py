@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class FGSM(Attack):
             which keeps training from leaking the true label into the perturbation (Kurakin et
             al., arXiv:1611.01236).
     """
+
+    sees_gradients: ClassVar[bool] = True
 
     eps: Pixels = Pixels(0.3)
     label: Literal["true", "predicted"] = "true"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ class PGD(Attack):
             Same iterates, fewer waits for Python. Not the default, for it was only run on a
             stand-in for CUDA graphs so far: compare with a run without it first.
     """
+
+    sees_gradients: ClassVar[bool] = True
 
     eps: Pixels = Pixels(0.3)
     step_size: Pixels = Pixels(0.01)

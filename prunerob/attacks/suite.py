@@ -60,17 +60,26 @@ def are_alike(a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str, A
 
 def _in_full(attack: Mapping[str, Any]) -> dict[str, Any]:
     """An attack's class and settings, with the defaults of those that are not written down."""
-    path = str(attack["class_path"])
-    module, _, name = path.rpartition(".")
-    try:
-        kind = getattr(import_module(module), name)
-        defaults = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
-    except (ImportError, ValueError, AttributeError, TypeError):  # of a program that is not here
-        defaults = {}
+    defaults = {f.name: f.default for f in fields(attack_class(attack)) if f.default is not MISSING}
     plain = {k: str(v) if isinstance(v, Pixels) else v for k, v in defaults.items()}
-    return {**plain, **attack.get("init_args", {}), "class_path": path}
+    return {**plain, **attack.get("init_args", {}), "class_path": attack["class_path"]}
+
+
+def attack_class(attack: Mapping[str, Any]) -> type[Attack]:
+    """The class of an attack as a configuration has it; `Attack` itself if it is not at hand."""
+    module, _, name = str(attack["class_path"]).rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, ValueError, AttributeError):
+        return Attack
+    return found if isinstance(found, type) and issubclass(found, Attack) else Attack
 
 
 def is_one_step(attack: Attack) -> bool:
     """Whether an attack takes a single gradient step: FGSM, or PGD of one step."""
     return isinstance(attack, FGSM) or (isinstance(attack, PGD) and attack.steps == 1)
+
+
+def one_step_eps(attack: Attack) -> float | None:
+    """The radius of an attack of a single gradient step, in pixel units of [0, 1], else None."""
+    return float(attack.eps) if isinstance(attack, FGSM | PGD) and is_one_step(attack) else None

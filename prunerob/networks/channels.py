@@ -18,7 +18,8 @@ class Stream:
     A channel of it can be taken out where all that write to it are silent.
 
     Args:
-        name: for people.
+        name: tells it from other streams. All that write to it are given the same stream, equal
+            in name, readers and norms.
         readers: names of the convolutions and linear layers that read these channels and nothing
             else.
         norms: names of the normalisations (BatchNorm) that serve the sum's channels alone.

@@ -50,7 +50,8 @@ class WideResNet(nn.Module):
     CIFAR-10, has depth 28 and widen factor 4: 5,849,050 parameters.
 
     Args:
-        depth: number of convolutional layers, shortcuts not counted: 6 n + 4.
+        depth: number of convolutional layers, with n blocks in each of the three stages and a
+            shortcut of one layer in each: 6 n + 4.
         widen_factor: width of the stages, in multiples of 16, 32 and 64 filters.
         classes: number of classes.
         mean: of each colour, in pixel units of [0, 1]; by default CIFAR-10's. Their number is that

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from prunerob.classifier import Classifier
 from prunerob.errors import UserError
+from prunerob.networks.channels import channels_of
 from prunerob.networks.narrow import NarrowCopy, find_narrowing
 from prunerob.pruning.criteria import Criterion, Scores, weight_magnitude
 from prunerob.pruning.masks import (
@@ -35,7 +36,7 @@ from prunerob.pruning.masks import (
     silence_filters,
     without,
 )
-from prunerob.ranks import check_agreement, from_first, wrap_anew
+from prunerob.ranks import broadcast_object, check_agreement, rewrap_ddp
 from prunerob.robustness import wilson_interval
 from prunerob.runs import find_weights, has_finished, read_checkpoint, run_folder, write_whole
 from prunerob.tensorboard import log_shares, log_weight_histograms
@@ -123,6 +124,8 @@ class Pruning(Callback):
         self._saved_settings: dict[str, Any] | None = None
         self._epochs_done = 0
         self._rounded_up = 0
+        self._unit: str | None = None
+        """What was pruned, "filters" or "weights"."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -200,14 +203,12 @@ class Pruning(Callback):
         apply_masks(wide.cpu(), silence_filters(wide, first))
         wide.to(module.device)
         both = NarrowCopy(wide.eval(), find_narrowing(wide))
-        datamodule = cast(Any, trainer).datamodule
-        if datamodule is not None:
-            x = next(iter(datamodule.train_dataloader())).x[:1]
-            if not both.agrees(x.to(next(wide.parameters()).device)):
-                raise UserError(
-                    f"pruning.narrow: {type(module.network).__name__} depends on its number of "
-                    "channels, so they cannot be taken out for training; set it to false"
-                )
+        x = next(iter(module.datamodule.train_dataloader())).x[:1]
+        if not both.agrees(x.to(next(wide.parameters()).device)):
+            raise UserError(
+                f"pruning.narrow: {type(module.network).__name__} depends on its number of "
+                "channels, so they cannot be taken out for training; set it to false"
+            )
         optimizer = module.build_optimizer(wide, is_fine_tuning=True)
         for parameter in wide.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -262,7 +263,7 @@ class Pruning(Callback):
 
         made, scores = self._make_masks(module)
         # One rank's: a criterion of the user's may draw, or sum in an order of its own.
-        first = from_first({name: mask.cpu() for name, mask in made.items()})
+        first = broadcast_object({name: mask.cpu() for name, mask in made.items()})
         self.masks = {name: mask.to(module.device) for name, mask in first.items()}
         if empty := emptied_layers(self.masks):
             raise UserError(
@@ -271,7 +272,8 @@ class Pruning(Callback):
                 "is kept in the run's checkpoints/before_pruning.ckpt: go on from there"
             )
         self.shares = count_shares(module.network, self.masks, scores)
-        if self.keep_multiple_of > 1:
+        self._unit = "filters" if scores_filters(scores) else "weights"
+        if self.keep_multiple_of > 1 and self.masks_from is None:
             exact, _ = self._make_masks(module, keep_multiple_of=1)
             self._rounded_up = _pruned(exact) - _pruned(self.masks)
         apply_masks(module.network, self.masks)
@@ -279,7 +281,7 @@ class Pruning(Callback):
         module.is_fine_tuning = True
         self._take_channels_out(module)
         if module.optimizes_narrow:
-            wrap_anew(trainer)
+            rewrap_ddp(trainer)
         trainer.strategy.setup_optimizers(trainer)
         self._hold(trainer, module)
         self._check_agreement(f"after pruning in epoch {self.epoch}", module)
@@ -303,6 +305,18 @@ class Pruning(Callback):
         for name, shape in shapes.items():
             if scores[name].shape not in (shape, shape[:1]):
                 raise UserError(f"pruning.criterion: scores of {name} have another shape than it")
+        vectors = {name for name, score in scores.items() if score.dim() == 1}
+        if vectors and vectors != scores.keys():
+            raise UserError(
+                f"pruning.criterion: {self.settings['criterion']} scores some layers by filter and "
+                "others by weight; choose one"
+            )
+        lead = {f"{name}.weight" for name in channels_of(module.network)} if vectors else vectors
+        if unknown := sorted(vectors - lead):
+            raise UserError(
+                f"pruning.criterion: {self.settings['criterion']} scores the filters of "
+                f"{unknown[0]}, which {type(module.network).__name__}.channels() does not have"
+            )
         scores = ranked(module.network, without(scores, self.exclude), self.residual)
         if self.masks_from is not None:
             return self._read_masks(self.masks_from, module, scores), scores
@@ -333,7 +347,7 @@ class Pruning(Callback):
         for name, mask in masks.items():
             if shapes.get(name) != mask.shape:
                 raise UserError(f"pruning.masks_from: {file} is of another network ({name})")
-        for name in ("amount", "criterion", "reading", "residual", "exclude"):
+        for name in (key for key in self.settings if key not in ("epoch", "masks_from")):
             theirs = settings.get(name, LATER_SETTINGS.get(name))
             if theirs != self.settings[name]:
                 raise UserError(
@@ -342,6 +356,7 @@ class Pruning(Callback):
                 )
         if missing := sorted(scores.keys() - masks.keys()):
             raise UserError(f"pruning.masks_from: {file} has no mask of {missing[0]}")
+        self._rounded_up = state.get("rounded_up", 0)
         return {name: mask.to(module.device) for name, mask in masks.items()}
 
     def _take_channels_out(self, module: Classifier) -> None:
@@ -427,6 +442,7 @@ class Pruning(Callback):
             layers = count_layers(module.full_network, self.masks)
             report = {
                 **self.settings,
+                "unit": self._unit,
                 "shares": asdict(self.shares) if self.shares else None,
                 "parameters_kept_by_rounding_up": self._rounded_up,
                 "validation": {
@@ -440,11 +456,9 @@ class Pruning(Callback):
 
     def _measure(self, trainer: Trainer, module: Classifier, when: str) -> None:
         """Validation accuracies at one moment; nothing without validation images."""
-        datamodule = cast(Any, trainer).datamodule
-        if datamodule is not None:
-            batches = datamodule.val_dataloader()
-            # Before pruning it is the dense network's last: as many images as at the end.
-            self.accuracies[when] = module.measure(batches, attack_all=when == "before")
+        # Before pruning it is the dense network's last: as many images as at the end.
+        batches = module.datamodule.val_dataloader()
+        self.accuracies[when] = module.measure(batches, attack_all=when == "before")
 
     def describe(self, module: Classifier) -> str:
         """What pruning did, layer by layer, as text."""
@@ -512,6 +526,7 @@ class Pruning(Callback):
             "settings": self.settings,
             "shares": asdict(self.shares) if self.shares else None,
             "rounded_up": self._rounded_up,
+            "unit": self._unit,
             "accuracies": self.accuracies,
         }
 
@@ -553,6 +568,7 @@ class Pruning(Callback):
         self._saved_settings = state_dict["settings"]
         self.shares = Shares(**state_dict["shares"]) if state_dict["shares"] else None
         self._rounded_up = state_dict.get("rounded_up", 0)
+        self._unit = state_dict.get("unit")
         self.accuracies = state_dict["accuracies"]
 
 

@@ -13,7 +13,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from prunerob.attacks.suite import are_alike
+from prunerob.attacks import FGSM, PGD, Attack, BlackBox
+from prunerob.attacks.suite import are_alike, attack_class
 from prunerob.errors import UserError
 from prunerob.pruning.masks import Layer
 from prunerob.review import (
@@ -104,8 +105,8 @@ class Result:
         suite: its attacks.
         worst_case_suite: its attacks that count in the worst case alone.
         validation: images classified right, and images, on validation images: "clean", "robust"
-            and "one_step".
-        is_one_step: whether training was against a single step.
+            and, of the probe for catastrophic overfitting, "one_step" and "many_steps".
+        unit: what was pruned, "filters" or "weights"; None where nothing was.
         about: machine and versions of the test.
     """
 
@@ -119,14 +120,15 @@ class Result:
     suite: Suite
     worst_case_suite: Suite
     validation: Mapping[str, tuple[int, int]]
-    is_one_step: bool
+    unit: str | None
     about: Mapping[str, Any]
 
     def warnings(self) -> list[str]:
         """What a reviewer would object to, and what was not looked for."""
-        found = review(self.robustness, self.suite, one_step_training=self.is_one_step)
+        found = review(self.robustness, self.suite, one_step_eps=self.one_step_eps)
         one_step = self.validation.get("one_step")
-        robust = self.validation.get("many_steps", self.validation.get("robust"))
+        many = "many_steps" if "many_steps" in self.validation else "robust"
+        robust = self.validation.get(many) if self._is_probed_by(many) else None
         told = any(warning.startswith("catastrophic") for warning in found)
         if one_step and robust and not told and overfits_to_one_step(robust[0], one_step[0]):
             found.append(
@@ -145,9 +147,23 @@ class Result:
         return found
 
     @property
+    def one_step_eps(self) -> float | None:
+        """The radius of the training's single step, in pixel units; None of other training."""
+        attack = self.config["model"]["adversarial_training"]["attack"]
+        steps = attack.get("init_args", {}).get("steps")
+        is_fgsm, is_pgd = (issubclass(attack_class(attack), kind) for kind in (FGSM, PGD))
+        return eps(attack) if is_fgsm or (is_pgd and steps == 1) else None
+
+    def _is_probed_by(self, name: str) -> bool:
+        """Whether validation accuracies are under the radius of the training's single step."""
+        attack = self.config["model"]["validation_attack"]
+        return name == "many_steps" or eps(attack) == self.one_step_eps
+
+    @property
     def dense_epochs(self) -> int:
-        """Epochs of training before anything was pruned."""
-        epochs: int = self.config["pruning"]["epoch"] or self.config["trainer"]["max_epochs"]
+        """Epochs of training before anything was pruned: 0 if the untrained network was."""
+        epoch: int | None = self.config["pruning"]["epoch"]
+        epochs: int = self.config["trainer"]["max_epochs"] if epoch is None else epoch
         return epochs
 
     def columns(self) -> dict[str, list[str]]:
@@ -159,7 +175,7 @@ class Result:
         black_boxes: dict[str, str] = {}
         for name, attack in self.suite.items():
             heading = name
-            if kind(attack) == "BlackBox":
+            if issubclass(attack_class(attack), BlackBox):
                 others = len(black_boxes)
                 heading = black_boxes.setdefault(
                     json.dumps(_seedless(attack), sort_keys=True),
@@ -273,7 +289,7 @@ class Results:
         """Seeds of one point, and all of one recipe, must differ in nothing else."""
         for recipe in self.recipes:
             of_it = [result for result in self.all if result.point.recipe == recipe]
-            trained = [r for r in of_it if not r.point.is_scratch]
+            trained = [r for r in of_it if r.dense_epochs]
             for result in trained[1:]:
                 if result.dense_epochs != trained[0].dense_epochs:
                     raise UserError(
@@ -396,12 +412,12 @@ class Results:
         keys = ["trainer.max_epochs"] + ["model.fine_tuning"] * (not point.is_scratch)
         return not any(name.startswith(tuple(keys)) for name, _, _ in differences(one, other))
 
-    def column_of(self, attack: str) -> str | None:
+    def column_of(self, attack: type[Attack]) -> str | None:
         """The column of FGSM or PGD that most networks have, of those the one of largest eps."""
         counts: dict[tuple[float, str], int] = {}
         for result in self.all:
             for name, a in result.suite.items():
-                if kind(a) == attack:
+                if issubclass(attack_class(a), attack):
                     key = (eps(a) or 0.0, name)
                     counts[key] = counts.get(key, 0) + 1
         return max(counts, key=lambda key: (counts[key], key))[1] if counts else None
@@ -567,7 +583,7 @@ def _read_run(run: Run, config: Mapping[str, Any], recipe: str | None) -> Iterab
                 for name, value in validated.items()
                 if isinstance(value, dict)
             },
-            is_one_step=_is_one_step(config["model"]["adversarial_training"]["attack"]),
+            unit=None if of_it.is_dense or not pruning else _unit(pruning),
             about=about,
         )
 
@@ -585,9 +601,9 @@ def training(config: Mapping[str, Any]) -> str:
     return f"{name}, predicted labels" if predicted else name
 
 
-def _is_one_step(attack: Mapping[str, Any]) -> bool:
-    one = kind(attack) == "PGD" and attack.get("init_args", {}).get("steps") == 1
-    return one or kind(attack) == "FGSM"
+def _unit(pruning: Mapping[str, Any]) -> str:
+    """What was pruned; of an earlier version, as its criterion is called."""
+    return pruning.get("unit") or ("filters" if "filter" in pruning["criterion"] else "weights")
 
 
 def _point(recipe: str, pruning: Mapping[str, Any] | None) -> Point:
@@ -600,7 +616,7 @@ def _point(recipe: str, pruning: Mapping[str, Any] | None) -> Point:
     path, bracket, settings = pruning["criterion"].partition("(")
     function = path.rsplit(".", 1)[-1] + bracket + settings
     method = METHODS.get(function, function)
-    if "filter" in function:
+    if _unit(pruning) == "filters":
         residual = pruning.get("residual", "keep")
         method += f" ({pruning['reading']}{'' if residual == 'keep' else f', {residual}'})"
     if not is_scratch:

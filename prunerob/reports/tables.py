@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from io import StringIO
 from statistics import mean
 
+from prunerob.attacks import PGD
 from prunerob.reports.results import Difference, Point, Results, mean_and_spread
 from prunerob.robustness import wilson_interval
 
@@ -154,7 +155,7 @@ def operating_points(results: Results, *, tolerance: float) -> Table:
         results: all of them.
         tolerance: in percentage points.
     """
-    robust = results.column_of("PGD")
+    robust = results.column_of(PGD)
     rows, images = [], set()
     for recipe in results.recipes:
         for method in results.methods:
@@ -225,7 +226,7 @@ def filters_table(results: Results) -> Table:
             for layer in result.layers
             if layer.channels_after < layer.channels_before and not layer.is_normalisation
         ]
-        if left and "filter" in result.point.method:
+        if left and result.unit == "filters":
             narrowest = min(left, key=lambda layer: layer.channels_after / layer.channels_before)
             rows.append(
                 [
