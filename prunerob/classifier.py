@@ -39,6 +39,7 @@ from prunerob.attacks.suite import is_one_step, perturb_by_each
 from prunerob.data.images import Batch, Batches, ImageDataModule
 from prunerob.errors import UserError
 from prunerob.networks.narrow import NarrowCopy, Narrowing, find_narrowing
+from prunerob.networks.rewrite import AsItIs
 from prunerob.pixels import Pixels
 from prunerob.ranks import broadcast_buffers, broadcast_object, check_agreement, gather, ranks
 from prunerob.review import overfits_to_one_step
@@ -283,10 +284,14 @@ class Classifier(LightningModule):
         if not len(x):  # of a rank that has none to evaluate
             return
         name, shape = type(self.network).__name__, tuple(x.shape[1:])
-        precision = self.trainer.precision_plugin
         try:
-            with torch.no_grad(), evaluating(self.network), precision.forward_context():
-                classes = self.network(precision.convert_input(x)).shape[1]
+            try:
+                classes = self._count_outputs(x)
+            except RuntimeError:
+                # Code such as `x.view(-1, 400)` takes the plain layout alone.
+                with torch.inference_mode(False):  # attacks need weights with gradients
+                    self.network.to(memory_format=torch.contiguous_format)
+                classes = self._count_outputs(x)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise UserError(
                 f"model.network: {name} does not take images {shape}: {error}"
@@ -294,6 +299,13 @@ class Classifier(LightningModule):
         labels = int(batches.images.labels.max()) + 1
         if labels > classes:
             raise UserError(f"model.network: {name} has {classes} classes, but the data {labels}")
+
+    def _count_outputs(self, x: Tensor) -> int:
+        """Number of logits that the network gives for images, laid out as attacks do it."""
+        precision = self.trainer.precision_plugin
+        with torch.no_grad(), evaluating(self.network), precision.forward_context():
+            packed = AsItIs(self.network).pack(precision.convert_input(x))
+            return int(self.network(packed).shape[1])
 
     def on_train_epoch_start(self) -> None:
         """Draw what layers like dropout draw by seed and epoch, so that a resumed run does, too."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 from prunerob import __version__
 from prunerob.errors import UserError
@@ -63,6 +64,9 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: with status 2 after a mistake in the request, told in one line.
     """
     args = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal that lacks a sign shows another
+            stream.reconfigure(errors="replace")
     if not args or args[0] in ("-h", "--help"):
         print(HELP)
     elif args[0] == "--version":

@@ -75,7 +75,7 @@ def write_predictions(
         names: of the images by position; None for the positions themselves.
         classes: names of the classes; None for their numbers.
     """
-    with file.open("w", newline="") as opened:
+    with file.open("w", encoding="utf-8", newline="") as opened:
         table = csv.writer(opened, lineterminator="\n")
         for i, (index, probabilities) in enumerate(batches):
             if i == 0:
@@ -142,7 +142,7 @@ def accuracies_before_pruning(
     file = weights.folder / "robustness_before_pruning.json"
     if weights.run is None or weights.file.stem == "before_pruning" or not file.is_file():
         return {}
-    before = json.loads(file.read_text())
+    before = json.loads(file.read_text("utf-8"))
     theirs = before.get("suite", {})
     images = {row.attack: row.images for row in robustness.rows}
 

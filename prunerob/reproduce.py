@@ -17,6 +17,7 @@ from prunerob.errors import UserError
 from prunerob.paper import TABLES, PaperTable, Recipe, Row
 from prunerob.reports.results import Point, Results
 from prunerob.reports.tables import Table, accuracy_note, percent
+from prunerob.runs import NOT_TRAINING, differences, write_whole
 
 DESCRIPTION = """\
 Run the sweep behind a table or figure of the paper, and print its numbers beside ours.
@@ -160,10 +161,17 @@ def report(what: str, paper: PaperTable, folder: Path, *, configs: Path, toleran
     console = Console()
     if also:
         show(compared, console)
-        (target / "comparison.md").write_text(compared.to_markdown())
-        (target / "comparison.csv").write_text(comparison_csv(paper, results))
+        write_whole(target / "comparison.md", compared.to_markdown())
+        write_whole(target / "comparison.csv", comparison_csv(paper, results))
         files += [target / "comparison.md", target / "comparison.csv"]
     console.print(f"Written: {len(files)} files in {target}", highlight=False, soft_wrap=True)
+
+
+OF_A_BRANCH = (
+    *("epoch", "amount", "criterion", "reading", "residual", "masks_from"),
+    "narrow",  # the same up to rounding
+)
+"""Pruning settings that a sweep or a table chooses, and those that change nothing."""
 
 
 def departures(paper: PaperTable, results: Results, configs: Path) -> list[str]:
@@ -175,7 +183,6 @@ def departures(paper: PaperTable, results: Results, configs: Path) -> list[str]:
         configs: folder of the recipes' configurations.
     """
     from prunerob.commands import resolve
-    from prunerob.runs import NOT_TRAINING, differences
 
     told: dict[tuple[str, str], int] = {}
     for recipe in paper.recipes:
@@ -187,7 +194,8 @@ def departures(paper: PaperTable, results: Results, configs: Path) -> list[str]:
         for result in of_it:
             config, point = result.config, result.point
             # What a sweep sets itself, or a table asks for.
-            free = [*NOT_TRAINING, "pruning", "trainer.max_epochs", "data.init_args.folder"]
+            free = [*NOT_TRAINING, "trainer.max_epochs", "data.init_args.folder"]
+            free += [f"pruning.{name}" for name in OF_A_BRANCH]
             if point.is_dense or point.is_scratch:
                 free.append("model.fine_tuning")
             found = [

@@ -161,8 +161,10 @@ class Robustness:
             UserError: the files are not of a test, or damaged.
         """
         try:
-            about = json.loads(stem.with_name(f"{stem.name}.json").read_text())
-            with stem.with_name(f"{stem.name}_images.csv").open(newline="") as file:
+            about = json.loads(stem.with_name(f"{stem.name}.json").read_text("utf-8"))
+            with stem.with_name(f"{stem.name}_images.csv").open(
+                encoding="utf-8", newline=""
+            ) as file:
                 headings, *lines = csv.reader(file)
             columns = dict(zip(headings, zip(*lines, strict=True), strict=True))
             names = [h.removesuffix(" prediction") for h in headings if h.endswith(" prediction")]

@@ -288,7 +288,7 @@ def has_finished(trainer: Trainer) -> bool:
 def write_whole(file: Path, text: str) -> None:
     """Write a file that is there in full or not at all, whenever a kill or a power cut comes."""
     unfinished = file.with_name(f"{file.name}.unfinished")
-    with unfinished.open("w") as opened:
+    with unfinished.open("w", encoding="utf-8") as opened:
         opened.write(text)
         opened.flush()
         os.fsync(opened.fileno())

@@ -30,6 +30,7 @@ def main(target: str, *folders: str) -> None:
     """
     zoo = Path(target)
     zoo.mkdir(exist_ok=True)
+    stems = set[str]()
     for run in map(Run, map(Path, folders)):
         weights = run.folder / "weights.safetensors"
         # What was tested is the checkpoint: it must hold the same weights, to the bit.
@@ -42,6 +43,9 @@ def main(target: str, *folders: str) -> None:
         config["model"].update(found["suite"])  # the suite that the table is of
         config["ckpt_path"] = config["pruning"]["masks_from"] = None  # runs that are not here
         stem = f"{run.folder.parent.parent.name}_{run.folder.name}"
+        if stem in stems:
+            sys.exit(f"{stem}: two of these runs would have this name")
+        stems.add(stem)
         found["weights"] = f"{stem}.safetensors"
         file = zoo / f"{stem}.safetensors"
         save_file(pack(load_file(weights)), file)

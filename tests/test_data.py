@@ -20,7 +20,15 @@ from torchvision import datasets
 from torchvision.io import write_jpeg, write_png
 
 from prunerob.data import CIFAR10, MNIST, CropAndFlip, ImageFolder
-from prunerob.data.images import Batch, Batches, Images, read_image, stratified_order
+from prunerob.data.images import (
+    Batch,
+    Batches,
+    ImageDataModule,
+    Images,
+    find_images,
+    read_image,
+    stratified_order,
+)
 from prunerob.errors import UserError
 from prunerob.outputs import write_predictions
 
@@ -360,6 +368,34 @@ def test_hidden_files_are_not_images_and_pictures_stand_upright(folder: Path) ->
             frames[0].save(strange, format="GIF", save_all=True, append_images=frames[1:])
         with pytest.raises(UserError, match=f"{name}: not a "):
             read_image(strange, (1,))
+
+
+def test_images_in_hidden_folders_are_none(folder: Path) -> None:
+    before = find_images(folder, "data.folder")
+    hidden = folder / before[0].parent.relative_to(folder) / ".ipynb_checkpoints"
+    hidden.mkdir()
+    shutil.copy(before[0], hidden / "copy.png")
+    (folder / "folder.png").mkdir()
+    assert find_images(folder, "data.folder") == before
+
+
+class Sorted(ImageDataModule):
+    """A data set in class order, as a user has it."""
+
+    def load(self) -> tuple[Images, Images]:
+        labels = torch.arange(10).repeat_interleave(20)
+        images = Images(torch.zeros(200, 1, 4, 4, dtype=torch.uint8), labels)
+        return images, images
+
+
+def test_an_attacker_of_a_sorted_data_set_gets_images_of_all_classes() -> None:
+    data = Sorted(validation_size=20, eval_batch_size=50)
+    data.setup("test")
+    assert len(set(next(iter(data.attacker_dataloader())).y.tolist())) == 10
+    mnist = MNIST(eval_batch_size=150)
+    mnist.setup("test")
+    first = next(iter(mnist.attacker_dataloader())).indices
+    assert first.tolist() == list(range(150)), "as in the tutorial"
 
 
 def test_an_attacker_of_a_folder_gets_images_of_all_classes(tmp_path: Path) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -13,6 +17,7 @@ import pytest
 import yaml
 
 from prunerob import reproduce
+from prunerob.attacks import FGSM, PGD
 from prunerob.cli import main
 from prunerob.errors import UserError
 from prunerob.paper import TABLES, PaperTable, Recipe, Row
@@ -331,12 +336,34 @@ def test_the_paper_s_numbers_stand_beside_ours(
         text = file.read_text().replace("\n    batch_size: 64", "\n    batch_size: 32")
         if file.parent.name == "weight-0.5":
             text = text.replace("max_epochs: 4", "max_epochs: 3")
+            text = text.replace("keep_per_layer: 0.0", "keep_per_layer: 0.1")
         file.write_text(text)
     main(again)
     told = Path("runs/table/comparison.md").read_text()
     assert "Not as the recipe has it: " in told
     assert "PGD, data.init_args.batch_size 32, not 64 (8 networks)" in told
     assert "PGD, epochs 3, not 4 (2 networks)" in told
+    assert "PGD, pruning.keep_per_layer 0.1, not 0.0 (2 networks)" in told
+    assert "pruning.amount" not in told
+
+
+def test_the_paper_s_pgd_stands_for_pgd_in_figures(copy: Path) -> None:
+    """Not a stronger one of the same eps, which only stands behind it in the suite."""
+    results = read_results([str(copy)])
+    suite = yaml.safe_load((CONFIGS / "cifar10_pgd.yaml").read_text())["model"]["attacks"]
+    for seeds in results.by_point.values():
+        for seed, result in seeds.items():
+            seeds[seed] = replace(result, suite=suite)
+    assert results.column_of(PGD) == "PGD 8/255"
+    assert results.column_of(FGSM) == "FGSM 8/255"
+
+
+@pytest.mark.slow
+def test_reports_do_not_hang_on_the_locale(copy: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "prunerob", "report", str(copy)]
+    subprocess.run(command, env={**os.environ, **plain}, check=True, capture_output=True)
+    assert "−" in (copy / "report" / "report.html").read_text("utf-8")
 
 
 def test_the_paper_s_tables_can_be_swept() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prunerob.attacks import FGSM, PGD
+from prunerob.attacks import FGSM, PGD, Attack
 from prunerob.attacks.pgd import margin
 from prunerob.networks import MnistCNN, ResNet18, Rewrite, WideResNet, rewrite
 from prunerob.networks.mnist_cnn import PackedMnistCNN
@@ -273,3 +273,28 @@ def test_a_wide_block_is_pre_activation_with_a_projection_where_shapes_change() 
     expected = expected + F.conv2d(activated, block.shortcut.weight, stride=2)
     torch.testing.assert_close(block(x), expected)
     assert network.stage2[1].shortcut is None
+
+
+@pytest.mark.parametrize("attack", [FGSM(eps=Pixels(0.1)), PGD(eps=Pixels(0.1), steps=2)])
+def test_networks_of_linear_layers_may_view_their_images(attack: Attack) -> None:
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3 * 8 * 8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.linear(x.view(x.shape[0], -1))
+            return out
+
+    x = torch.rand(4, 3, 8, 8).contiguous(memory_format=torch.channels_last).contiguous()
+    assert attack(Linear(), x, torch.zeros(4, dtype=torch.int64)).shape == x.shape
+
+
+def test_a_block_that_hands_on_its_input_is_not_rewritten() -> None:
+    network = WideResNet(depth=10, widen_factor=1).eval()
+    x = torch.rand(2, 3, 32, 32)
+    assert isinstance(rewrite(network, x.shape[1:]), FoldedWideResNet)
+    for block in network.blocks().values():
+        block.bn1 = nn.Identity()  # type: ignore[assignment]
+    fast = rewrite(network, x.shape[1:])
+    torch.testing.assert_close(fast(fast.pack(x)), network(x))

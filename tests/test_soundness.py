@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pytorch_lightning import Callback
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -301,6 +302,46 @@ def test_images_that_do_not_fit_the_network_are_told(capsys: pytest.CaptureFixtu
     for command in ("test", "validate", "predict"):
         told = refused(capsys, command, "--config", TINY, "--ckpt_path", "small.safetensors", *data)
         assert "MnistCNN does not take images (3, 28, 28)" in told
+
+
+class LeNet(nn.Module):
+    """As tutorials have it: `view`, which takes the plain layout alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5)
+        self.linear = nn.Linear(16 * 4 * 4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.conv1(x).relu(), 2)
+        x = F.max_pool2d(self.conv2(x).relu(), 2)
+        out: Tensor = self.linear(x.view(x.shape[0], -1))
+        return out
+
+    def channels(self) -> dict[str, Channels]:
+        return {
+            "conv1": Channels(readers=("conv2",)),
+            "conv2": Channels(readers=("linear",)),
+        }
+
+
+def test_networks_of_tutorials_run_as_they_are() -> None:
+    main(["fit", "--config", TINY, "--model.network", f"{__name__}.LeNet"])
+    assert (RUN / "pruning.json").is_file()
+    main(["test"])
+    main(["validate"])
+    main(["predict"])
+    assert (RUN / "predictions.csv").is_file()
+
+
+def test_networks_of_tutorials_run_without_their_silent_channels(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    filters = ["--pruning.criterion", "prunerob.pruning.filter_l1", "--pruning.amount", "0.4"]
+    main(["fit", "--config", TINY, "--model.network", f"{__name__}.LeNet", *filters])
+    main(["test"])
+    assert (RUN / "robustness.json").is_file()
+    assert not [w for w in recwarn if "depends on its number of channels" in str(w.message)]
 
 
 # Tests of a part

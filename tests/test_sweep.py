@@ -376,6 +376,23 @@ def test_what_a_sweep_sets_itself_is_no_setting(
     assert setting[0].removeprefix("--") in told
 
 
+@pytest.mark.parametrize(
+    "criteria", ["filter,filter:weights", "weight,prunerob.pruning.criteria.weight_magnitude"]
+)
+def test_the_same_pruning_by_two_names_is_refused(
+    criteria: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, "sweep", "--config", TINY, "--criterion", criteria, "--amount", "0,0.4")
+    assert "are the same pruning" in told
+    assert not Path("sweeps").exists()
+
+
+def test_images_that_a_data_set_refuses_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    augmentation = ["--data.augmentation", "prunerob.data.CropAndFlip"]
+    augmentation += ["--data.augmentation.init_args.padding", "-1"]
+    assert "padding of CropAndFlip: -1 is below 0" in refused(capsys, *SWEEP, *augmentation)
+
+
 def test_each_run_is_tested_with_its_own_settings(sweep: Path) -> None:
     for name, method in (("weight-0.5", "weight_magnitude"), ("filter-0.5-scratch", "filter_l1")):
         log = (sweep / "seed0" / name / "log.txt").read_text()

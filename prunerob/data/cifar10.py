@@ -29,6 +29,8 @@ class CIFAR10(ImageDataModule):
         download: fetch the archive if neither is there; one that is there is unpacked either way.
     """
 
+    IS_MIXED = True
+
     def __init__(
         self,
         *,

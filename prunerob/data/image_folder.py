@@ -12,12 +12,10 @@ from torchvision.transforms.v2.functional import center_crop, resize
 
 from prunerob.data.augmentation import Augmentation, NoAugmentation
 from prunerob.data.images import (
-    Batches,
     ImageDataModule,
     Images,
     find_images,
     read_image,
-    stratified_order,
 )
 from prunerob.errors import UserError
 
@@ -117,13 +115,6 @@ class ImageFolder(ImageDataModule):
         with ThreadPoolExecutor() as pool:
             pixels = torch.stack(list(pool.map(read, [file for file, _ in files])))
         return Images(pixels, torch.tensor([label for _, label in files]))
-
-    def attacker_dataloader(self) -> Batches:
-        """Test images in a fixed, mixed order: their own is class by class."""
-        batches = super().attacker_dataloader()
-        labels = batches.images.labels[batches.index]
-        batches.index = batches.index[stratified_order(labels, self.SPLIT_SEED)]
-        return batches
 
 
 def _find_classes(folder: Path) -> dict[str, list[Path]]:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -202,6 +202,8 @@ class ImageDataModule(LightningDataModule):
 
     SPLIT_SEED = 20180101
     """Of the held-out images and of every subset: the same images whatever the run's seed."""
+    IS_MIXED: ClassVar[bool] = False
+    """Whether the classes of test images are mixed in the order in which they come."""
 
     def __init__(
         self,
@@ -307,9 +309,12 @@ class ImageDataModule(LightningDataModule):
         return next(iter(Batches(test, index, size=max(1, len(index)))))
 
     def attacker_dataloader(self) -> Batches:
-        """All test images in the order in which an attacker who needs some takes them."""
+        """All test images in the order in which an attacker who needs some takes them: mixed."""
         batches = self.test_dataloader()
         batches.rank, batches.ranks = 0, 1  # every rank's attacker is the same
+        if not self.IS_MIXED:
+            labels = batches.images.labels[batches.index]
+            batches.index = batches.index[stratified_order(labels, self.SPLIT_SEED)]
         return batches
 
     def test_sample(self, size: int) -> Batch:
@@ -364,7 +369,9 @@ def find_images(folder: Path, setting: str) -> list[Path]:
     files = sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in (".png", ".jpg", ".jpeg") and not file.name.startswith(".")
+        if file.suffix.lower() in (".png", ".jpg", ".jpeg")
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
     if not files:
         raise UserError(f"{setting}: {folder} holds no .png, .jpg or .jpeg file")

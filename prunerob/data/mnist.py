@@ -19,6 +19,8 @@ class MNIST(ImageDataModule):
     losslessly; nothing is downloaded. For the arguments see `ImageDataModule`.
     """
 
+    IS_MIXED = True
+
     def load(self) -> tuple[Images, Images]:
         """Unpack the file: the four official IDX files, end to end, xz-compressed."""
         file = files("prunerob.data") / "mnist.xz"

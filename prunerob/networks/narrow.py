@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunerob.networks.channels import ChannelMap, Channels, writers
+from prunerob.networks.rewrite import layout_of
 
 Positions = tuple[Tensor | None, Tensor | None]
 """Kept positions along a tensor's first and second dimension, int64; None keeps all."""
@@ -96,7 +97,7 @@ class Narrowing:
                     part = nn.Parameter(part, requires_grad=tensor.requires_grad)
                 setattr(module, attribute, part)
                 _set_sizes(module)
-        return narrow.to(memory_format=torch.channels_last)
+        return narrow.to(memory_format=layout_of(network))
 
 
 class NarrowCopy:

@@ -56,6 +56,9 @@ class Rewritable(Protocol):
 class AsItIs(Rewrite):
     """The plain path of a network without a rewrite: only its images' layout is chosen.
 
+    Channels-last, as the gradients of channels-last networks come; but plain for a network without
+    such weights: its code may ask for it, as `view` does.
+
     Args:
         network: any network.
     """
@@ -63,10 +66,11 @@ class AsItIs(Rewrite):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.layout = layout_of(network)
 
     def pack(self, x: Tensor) -> Tensor:
-        """Lay out images channels-last, as the gradients of channels-last networks come."""
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        """Lay out images."""
+        return x.contiguous(memory_format=self.layout) if x.dim() == 4 else x
 
     def unpack(self, packed: Tensor) -> Tensor:
         """Undo `pack`."""
@@ -76,6 +80,16 @@ class AsItIs(Rewrite):
         """Ask the network."""
         logits: Tensor = self.network(packed)
         return logits
+
+
+def layout_of(network: nn.Module) -> torch.memory_format:
+    """The layout of a network's convolutions: channels-last, if that of any is told from plain."""
+    is_channels_last = any(
+        weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+        for weight in network.parameters()
+        if weight.dim() == 4
+    )
+    return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
 def rewrite(network: nn.Module, shape: torch.Size) -> Rewrite:

@@ -121,7 +121,9 @@ class WideResNet(nn.Module):
     def rewrite(self, shape: torch.Size) -> FoldedWideResNet | None:
         """The same function with fewer normalisations; see `prunerob.networks.rewrite`."""
         as_built = all(
-            type(block) is WideBlock and can_fold(block.conv1, block.bn2)
+            type(block) is WideBlock
+            and can_fold(block.conv1, block.bn2)
+            and type(block.bn1) is nn.BatchNorm2d  # whose answer may be overwritten
             for block in self.blocks().values()
         )
         return FoldedWideResNet(self) if as_built else None

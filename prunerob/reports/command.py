@@ -13,6 +13,7 @@ from rich.markup import escape
 from prunerob.arguments import Arguments
 from prunerob.reports.results import Results
 from prunerob.reports.tables import Table
+from prunerob.runs import write_whole
 
 DESCRIPTION = """\
 Make tables, figures and a page about finished and tested runs.
@@ -139,7 +140,7 @@ def write(
     )
     files = []
     for name, text in texts.items():
-        (folder / name).write_text(text)
+        write_whole(folder / name, text)
         files.append(folder / name)
     for name, figure in drawn.items():
         files += figures.save(figure, folder / name)

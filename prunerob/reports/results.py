@@ -413,14 +413,17 @@ class Results:
         return not any(name.startswith(tuple(keys)) for name, _, _ in differences(one, other))
 
     def column_of(self, attack: type[Attack]) -> str | None:
-        """The column of FGSM or PGD that most networks have, of those the one of largest eps."""
+        """The column of FGSM or PGD that most networks have, of those the one of largest eps.
+
+        Of several it is the first of the suite: PGD as the paper has it, before stronger ones.
+        """
         counts: dict[tuple[float, str], int] = {}
         for result in self.all:
             for name, a in result.suite.items():
                 if issubclass(attack_class(a), attack):
                     key = (eps(a) or 0.0, name)
                     counts[key] = counts.get(key, 0) + 1
-        return max(counts, key=lambda key: (counts[key], key))[1] if counts else None
+        return max(counts, key=lambda key: (counts[key], key[0]))[1] if counts else None
 
 
 FREE_OF_A_POINT = (*NOT_TRAINING, "model.validation_attack", "pruning.masks_from", "pruning.narrow")

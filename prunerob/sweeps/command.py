@@ -207,15 +207,22 @@ def make_sweep(options: Mapping[str, Any]) -> Sweep:
     # What would be refused after the dense networks are trained is refused now.
     for seed in seeds:
         resolve(["--config", str(config), *settings, "--seed_everything", str(seed)])
+    seen: dict[object, Branch] = {}
     for branch in branches:
-        _check_amount(resolve(["--config", str(config), *settings, *branch.settings()]))
+        pruning = _check_amount(resolve(["--config", str(config), *settings, *branch.settings()]))
+        other = seen.setdefault((pruning, branch.amount, branch.scratch), branch)
+        if other is not branch:
+            raise UserError(f"criterion: {other.name} and {branch.name} are the same pruning")
     return Sweep(
         config=config, folder=folder, branches=branches, seeds=seeds, settings=settings, plain=plain
     )
 
 
-def _check_amount(plain: Mapping[str, Any]) -> None:
+def _check_amount(plain: Mapping[str, Any]) -> object:
     """See that so much can be pruned of the network, as far as that hangs on its shapes.
+
+    Returns:
+        what tells this way of pruning from others.
 
     Raises:
         UserError: it cannot.
@@ -225,13 +232,14 @@ def _check_amount(plain: Mapping[str, Any]) -> None:
     pruning = plain["pruning"]
     try:
         network = instantiate(plain["model"]["network"])
-        scores = _import(pruning["criterion"])(network, 0)
+        criterion = _import(pruning["criterion"])
+        scores = criterion(network, 0)
     except UserError:
         raise
     except Exception:  # what only the configuration's own parser can build, the run will check
-        return
+        return json.dumps(pruning, sort_keys=True)
     if not scores_filters(scores) and not pruning["keep_per_layer"]:
-        return  # any share of single weights can go, and sorting millions of them takes a second
+        return criterion  # any share of weights can go; sorting millions of them takes a second
     settings = ("reading", "residual", "keep_per_layer", "keep_multiple_of")
     make_masks(
         network,
@@ -239,6 +247,8 @@ def _check_amount(plain: Mapping[str, Any]) -> None:
         pruning["amount"],
         **{name: pruning[name] for name in settings},
     )
+    is_about_filters = scores_filters(scores)
+    return criterion, *((pruning["reading"], pruning["residual"]) if is_about_filters else ())
 
 
 def _prepare_data(sweeps: Sequence[Sweep]) -> None:
@@ -251,7 +261,11 @@ def _prepare_data(sweeps: Sequence[Sweep]) -> None:
     for sweep in sweeps:
         data = sweep.plain["data"]
         if data not in done:
-            instantiate(data).prepare_data()
+            try:
+                module = instantiate(data)
+            except (ValueError, TypeError) as error:
+                raise UserError(f"data: {error}") from None
+            module.prepare_data()
             done.append(data)
 
 
