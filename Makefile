@@ -12,9 +12,9 @@ demo: .venv/ready
 	$(BIN)/prunerob test --ckpt_path before_pruning
 	$(BIN)/prunerob test
 
-# Lint, types and the quick tests.
+# Lint, types and the quick tests, a process of one thread for each core, up to eight.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 # All tests, with the slow ones.
 test-all: check
