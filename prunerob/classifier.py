@@ -121,7 +121,7 @@ class Classifier(LightningModule):
                 raise UserError(
                     f"model.{group}: an attack that learns before a test belongs to model.attacks"
                 )
-        # A layout, not a change: convolutions of all devices are faster in it.
+        # A layout, not a change: convolutions of all devices are faster in it. See `choose_layout`.
         self.network = network.to(memory_format=torch.channels_last)
         self.optimizer = optimizer
         self.schedule = schedule
@@ -231,6 +231,7 @@ class Classifier(LightningModule):
                 "precision than float32; use 32-true or a mixed precision"
             )
         self.widen()
+        self.choose_layout()
         self.narrow_copy, self.optimizes_narrow = None, False
         self._validated_at_last = None
         if stage == "fit":
@@ -284,14 +285,10 @@ class Classifier(LightningModule):
         if not len(x):  # of a rank that has none to evaluate
             return
         name, shape = type(self.network).__name__, tuple(x.shape[1:])
+        precision = self.trainer.precision_plugin
         try:
-            try:
-                classes = self._count_outputs(x)
-            except RuntimeError:
-                # Code such as `x.view(-1, 400)` takes the plain layout alone.
-                with torch.inference_mode(False):  # attacks need weights with gradients
-                    self.network.to(memory_format=torch.contiguous_format)
-                classes = self._count_outputs(x)
+            with precision.forward_context():
+                classes = self._answer(precision.convert_input(x)).shape[1]
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise UserError(
                 f"model.network: {name} does not take images {shape}: {error}"
@@ -300,12 +297,25 @@ class Classifier(LightningModule):
         if labels > classes:
             raise UserError(f"model.network: {name} has {classes} classes, but the data {labels}")
 
-    def _count_outputs(self, x: Tensor) -> int:
-        """Number of logits that the network gives for images, laid out as attacks do it."""
-        precision = self.trainer.precision_plugin
-        with torch.no_grad(), evaluating(self.network), precision.forward_context():
-            packed = AsItIs(self.network).pack(precision.convert_input(x))
-            return int(self.network(packed).shape[1])
+    def _answer(self, x: Tensor) -> Tensor:
+        """Logits for images in the layout that attacks give them, without a trace."""
+        with torch.no_grad(), evaluating(self.network):
+            logits: Tensor = self.network(AsItIs(self.network).pack(x))
+        return logits
+
+    def choose_layout(self) -> None:
+        """Lay the network out plainly if its code takes nothing else, as `x.view(-1, 400)` does.
+
+        All ranks choose the same, by the shape of the data's images.
+        """
+        x = torch.zeros(2, *self.datamodule.image_shape, device=self.device)
+        for layout in (torch.channels_last, torch.contiguous_format, torch.channels_last):
+            self.network.to(memory_format=layout)
+            try:
+                self._answer(x)
+            except Exception:  # a network of the user's may fail in any way; `_check_images` tells
+                continue
+            return
 
     def on_train_epoch_start(self) -> None:
         """Draw what layers like dropout draw by seed and epoch, so that a resumed run does, too."""

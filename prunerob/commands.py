@@ -17,6 +17,7 @@ from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
@@ -326,9 +327,10 @@ class CommandLine(LightningCLI):
             told += f"; go on with: prunerob fit --ckpt_path {folder}"
             if not Run(Path(folder)).checkpoint().is_file():
                 told = "Stopped in its first epoch: nothing is saved"
-            if self.config[self.subcommand].trainer.max_time is not None:
-                told += ". trainer.max_time counts the time of all sessions: raise it"
             rank_zero_info(told)
+            timers = [c for c in cast(Any, self.trainer).callbacks if isinstance(c, Timer)]
+            if any((timer.time_remaining() or 0) <= 0 for timer in timers):
+                rank_zero_info("trainer.max_time counts the time of all sessions: raise it")
 
     def _check_training_state(self, model: Classifier, file: Path) -> None:
         """See that a checkpoint fits this run, before Lightning takes it apart."""

@@ -28,9 +28,9 @@ from prunerob.errors import UserError
 from prunerob.networks import Channels, MnistCNN
 from prunerob.networks.channels import channels_of
 from prunerob.pruning import Pruning, weight_magnitude
-from prunerob.pruning.callback import _name
+from prunerob.pruning.criteria import name_of
 from prunerob.reports.results import read_results
-from tests.test_cli import TINY, newest_run, refused, weights
+from tests.test_cli import TINY, Interrupt, newest_run, refused, weights
 
 RUN = Path("lightning_logs/tiny/version_0")
 
@@ -149,7 +149,8 @@ def test_a_run_that_ran_out_of_time_is_not_finished(caplog: pytest.LogCaptureFix
     """In its first epoch, and after it was pruned."""
     first = ["--trainer.max_time", "00:00:00:00"]
     main(["fit", "--config", TINY, *first])
-    assert "Stopped in its first epoch: nothing is saved. trainer.max_time counts" in caplog.text
+    assert "Stopped in its first epoch: nothing is saved" in caplog.text
+    assert "trainer.max_time counts the time of all sessions" in caplog.text
     assert "go on with" not in caplog.text
     main(["fit", "--config", TINY, "--trainer.callbacks", f"{__name__}.Stop"])
     assert "Stopped before its 4 epochs were over; go on with: prunerob fit" in caplog.text
@@ -335,11 +336,18 @@ def test_networks_of_tutorials_run_as_they_are() -> None:
 
 
 def test_networks_of_tutorials_run_without_their_silent_channels(
-    recwarn: pytest.WarningsRecorder,
+    recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     filters = ["--pruning.criterion", "prunerob.pruning.filter_l1", "--pruning.amount", "0.4"]
-    main(["fit", "--config", TINY, "--model.network", f"{__name__}.LeNet", *filters])
-    main(["test"])
+    filters += ["--model.network", f"{__name__}.LeNet"]
+    monkeypatch.setattr("prunerob.commands.Progress", partial(Interrupt, 3))
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", TINY, *filters])
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--ckpt_path", str(RUN)])
+    main(["fit", "--config", TINY, *filters, "--pruning.narrow", "true"])
+    main(["test", "--ckpt_path", str(RUN)])
     assert (RUN / "robustness.json").is_file()
     assert not [w for w in recwarn if "depends on its number of channels" in str(w.message)]
 
@@ -381,17 +389,22 @@ class Slotted:
 
 
 def test_a_criterion_is_known_by_its_settings() -> None:
-    assert _name(Slotted(3)) == f"{__name__}.Slotted(power=3)"  # type: ignore[arg-type]
-    assert _name(weight_magnitude) == "prunerob.pruning.criteria.weight_magnitude"
-    assert _name(Power(3)) == _name(Power(3)) == f"{__name__}.Power(power=3)"
-    assert _name(Power(3)) != _name(Power(2))
-    assert _name(partial(weight_magnitude, seed=1)).endswith("weight_magnitude(seed=1)")
+    assert name_of(Slotted(3)) == f"{__name__}.Slotted(power=3)"  # type: ignore[arg-type]
+    assert name_of(weight_magnitude) == "prunerob.pruning.criteria.weight_magnitude"
+    assert name_of(Power(3)) == name_of(Power(3)) == f"{__name__}.Power(power=3)"
+    assert name_of(Power(3)) != name_of(Power(2))
+    assert name_of(partial(weight_magnitude, seed=1)).endswith("weight_magnitude(seed=1)")
 
 
 def mixed(network: nn.Module, seed: int) -> dict[str, Tensor]:
     """Scores filters of one layer and weights of another."""
     scores = weight_magnitude(network, seed)
     return {**scores, "conv1.weight": scores["conv1.weight"].flatten(1).mean(1)}
+
+
+def of_everything(network: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Scores weights and biases alike."""
+    return {name: value.detach().abs() for name, value in network.named_parameters()}
 
 
 def of_outputs(network: nn.Module, seed: int) -> dict[str, Tensor]:
@@ -407,11 +420,21 @@ def energy(network: nn.Module, seed: int) -> dict[str, Tensor]:
 
 def test_a_criterion_that_scores_what_cannot_be_pruned(capsys: pytest.CaptureFixture[str]) -> None:
     for criterion, told in (
-        ("mixed", "mixed scores some layers by filter and others by weight"),
+        ("mixed", "scores some layers by filter and others by weight"),
         ("of_outputs", "scores the filters of linear.weight, which MnistCNN.channels() does not"),
     ):
-        args = ["--pruning.criterion", f"{__name__}.{criterion}"]
-        assert told in refused(capsys, "fit", "--config", TINY, *args)
+        name = f"{__name__}.{criterion}"
+        assert told in refused(capsys, "fit", "--config", TINY, "--pruning.criterion", name)
+        sweep = ["sweep", "--config", TINY, "--criterion", name, "--amount", "0.5"]
+        assert told in refused(capsys, *sweep)
+        assert not Path("sweeps").exists()
+    # What is left out is not looked at.
+    args = ["--pruning.criterion", f"{__name__}.mixed", "--pruning.exclude", "[conv1]"]
+    main(["fit", "--config", TINY, *args])
+    # A bias has a score for each of its numbers, too.
+    main(["fit", "--config", TINY, "--pruning.criterion", f"{__name__}.of_everything"])
+    masks = torch.load(newest_run() / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "conv1.bias" in masks["callbacks"]["Pruning"]["masks"]
 
 
 def test_what_a_criterion_prunes_is_told_by_its_scores() -> None:

@@ -39,7 +39,8 @@ class BlackBox(Attack):
         eps: radius of FGSM's L-infinity ball, in pixel units of [0, 1].
         label: the label FGSM moves away from: the "true" one, or the one the substitute
             "predicted".
-        images: number of test images the attacker holds: the first ones.
+        images: number of test images the attacker holds: of MNIST and CIFAR-10 the first ones, of
+            other data a draw stratified by class.
         rounds: trainings of the substitute; the points double between two of them.
         augmentation_step: change of each pixel from a point to the new one made from it, in units
             of [0, 1]; the sum is not clipped, as in the tutorial.

@@ -342,6 +342,11 @@ class ImageDataModule(LightningDataModule):
         """Read one image as the data set's own are; see `read_image`."""
         return read_image(file, shape)
 
+    @property
+    def image_shape(self) -> torch.Size:
+        """Of the images, (C, H, W)."""
+        return self._images()[0].pixels.shape[1:]
+
     def _images(self) -> tuple[Images, Images]:
         if self._loaded is None:
             loaded = self.load()

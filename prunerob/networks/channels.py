@@ -54,9 +54,9 @@ class Channels:
 class ChannelMap(Protocol):
     """A network whose filters can be pruned: it says where each prunable convolution leads.
 
-    A convolution that is missing from the mapping is not ranked by filter pruning. As channels are
-    not only silenced but taken out (`prunerob.networks.narrow`), `forward` must not depend on
-    their number: `flatten(1)`, not `view(-1, 1600)`.
+    A convolution that is missing from the mapping keeps its filters; a criterion must not score
+    them. As channels are not only silenced but taken out (`prunerob.networks.narrow`), `forward`
+    must not depend on their number: `flatten(1)`, not `view(-1, 1600)`.
     """
 
     def channels(self) -> Mapping[str, Channels]:

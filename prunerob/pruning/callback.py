@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
-from functools import partial
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -18,15 +17,15 @@ from torch.optim import Optimizer
 
 from prunerob.classifier import Classifier
 from prunerob.errors import UserError
-from prunerob.networks.channels import channels_of
 from prunerob.networks.narrow import NarrowCopy, find_narrowing
-from prunerob.pruning.criteria import Criterion, Scores, weight_magnitude
+from prunerob.pruning.criteria import Criterion, Scores, name_of, weight_magnitude
 from prunerob.pruning.masks import (
     Masks,
     Reading,
     Residual,
     Shares,
     apply_masks,
+    check_scores,
     count_layers,
     count_shares,
     emptied_layers,
@@ -133,7 +132,7 @@ class Pruning(Callback):
         return {
             "epoch": self.epoch,
             "amount": self.amount,
-            "criterion": _name(self.criterion),
+            "criterion": name_of(self.criterion),
             "reading": self.reading,
             "residual": self.residual,
             "exclude": self.exclude,
@@ -197,6 +196,7 @@ class Pruning(Callback):
 
     def _try_narrow(self, trainer: Trainer, module: Classifier, scores: Scores) -> None:
         """See, before training, that the network and its optimizer can do without channels."""
+        module.choose_layout()
         wide = copy.deepcopy(module.network)
         first = {name: torch.arange(len(score)) == 0 for name, score in scores.items()}
         first = {name: gone & (len(gone) > 1) for name, gone in first.items()}
@@ -272,7 +272,6 @@ class Pruning(Callback):
                 "is kept in the run's checkpoints/before_pruning.ckpt: go on from there"
             )
         self.shares = count_shares(module.network, self.masks, scores)
-        self._unit = "filters" if scores_filters(scores) else "weights"
         if self.keep_multiple_of > 1 and self.masks_from is None:
             exact, _ = self._make_masks(module, keep_multiple_of=1)
             self._rounded_up = _pruned(exact) - _pruned(self.masks)
@@ -305,19 +304,10 @@ class Pruning(Callback):
         for name, shape in shapes.items():
             if scores[name].shape not in (shape, shape[:1]):
                 raise UserError(f"pruning.criterion: scores of {name} have another shape than it")
-        vectors = {name for name, score in scores.items() if score.dim() == 1}
-        if vectors and vectors != scores.keys():
-            raise UserError(
-                f"pruning.criterion: {self.settings['criterion']} scores some layers by filter and "
-                "others by weight; choose one"
-            )
-        lead = {f"{name}.weight" for name in channels_of(module.network)} if vectors else vectors
-        if unknown := sorted(vectors - lead):
-            raise UserError(
-                f"pruning.criterion: {self.settings['criterion']} scores the filters of "
-                f"{unknown[0]}, which {type(module.network).__name__}.channels() does not have"
-            )
-        scores = ranked(module.network, without(scores, self.exclude), self.residual)
+        scores = without(scores, self.exclude)
+        check_scores(module.network, scores)
+        scores = ranked(module.network, scores, self.residual)
+        self._unit = "filters" if scores_filters(scores) else "weights"
         if self.masks_from is not None:
             return self._read_masks(self.masks_from, module, scores), scores
         masks = make_masks(
@@ -568,25 +558,8 @@ class Pruning(Callback):
         self._saved_settings = state_dict["settings"]
         self.shares = Shares(**state_dict["shares"]) if state_dict["shares"] else None
         self._rounded_up = state_dict.get("rounded_up", 0)
-        self._unit = state_dict.get("unit")
+        self._unit = state_dict.get("unit") or self._unit
         self.accuracies = state_dict["accuracies"]
-
-
-def _name(criterion: Criterion) -> str:
-    """A criterion's import path; of an object, that of its class, with its settings."""
-    if (name := getattr(criterion, "__qualname__", None)) is not None:
-        return f"{criterion.__module__}.{name}"
-    if isinstance(criterion, partial):
-        settings = [*map(repr, criterion.args)]
-        settings += [f"{key}={value!r}" for key, value in sorted(criterion.keywords.items())]
-        return f"{_name(criterion.func)}({', '.join(settings)})"
-    kind = type(criterion)
-    if is_dataclass(criterion):  # which may do without a dictionary
-        values = {field.name: getattr(criterion, field.name) for field in fields(criterion)}
-    else:
-        values = getattr(criterion, "__dict__", {})
-    told = [f"{k}={v!r}" for k, v in sorted(values.items()) if not k.startswith("_")]
-    return f"{kind.__module__}.{kind.__qualname__}({', '.join(told)})"
 
 
 def _pruned(masks: Masks) -> int:

@@ -9,6 +9,8 @@ comparable across layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -92,3 +94,20 @@ def _filters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _random(name: str, shape: torch.Size, seed: int) -> Tensor:
     key = image_keys(torch.zeros(1, dtype=torch.int64), seed=seed, purpose=f"prune {name}")
     return uniform(key, shape)[0]
+
+
+def name_of(criterion: Criterion) -> str:
+    """A criterion's import path; of an object, that of its class, with its settings."""
+    if (name := getattr(criterion, "__qualname__", None)) is not None:
+        return f"{criterion.__module__}.{name}"
+    if isinstance(criterion, partial):
+        settings = [*map(repr, criterion.args)]
+        settings += [f"{key}={value!r}" for key, value in sorted(criterion.keywords.items())]
+        return f"{name_of(criterion.func)}({', '.join(settings)})"
+    kind = type(criterion)
+    if is_dataclass(criterion):  # which may do without a dictionary
+        values = {field.name: getattr(criterion, field.name) for field in fields(criterion)}
+    else:
+        values = getattr(criterion, "__dict__", {})
+    told = [f"{k}={v!r}" for k, v in sorted(values.items()) if not k.startswith("_")]
+    return f"{kind.__module__}.{kind.__qualname__}({', '.join(told)})"

@@ -238,6 +238,29 @@ def _order(scores: Scores, keep_per_layer: float) -> tuple[Tensor, int]:
     return order[~kept[order]], len(ranks)
 
 
+def check_scores(network: nn.Module, scores: Scores) -> None:
+    """See that scores are all per weight, or all per filter of convolutions that can be pruned.
+
+    Args:
+        network: the network that was scored.
+        scores: from a criterion, in each parameter's shape or (filters,).
+
+    Raises:
+        UserError: they are not.
+    """
+    if scores_filters(scores):
+        known = {f"{name}.weight" for name in channels_of(network)}
+        if unknown := sorted(scores.keys() - known):
+            raise UserError(
+                f"pruning.criterion: it scores the filters of {unknown[0]}, which "
+                f"{type(network).__name__}.channels() does not have"
+            )
+    elif any(scores[name].dim() != network.get_parameter(name).dim() for name in scores):
+        raise UserError(
+            "pruning.criterion: it scores some layers by filter and others by weight; choose one"
+        )
+
+
 def scores_filters(scores: Scores) -> bool:
     """Whether scores are per filter (vectors) rather than per weight."""
     return all(score.dim() == 1 for score in scores.values())

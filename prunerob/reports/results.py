@@ -606,7 +606,8 @@ def training(config: Mapping[str, Any]) -> str:
 
 def _unit(pruning: Mapping[str, Any]) -> str:
     """What was pruned; of an earlier version, as its criterion is called."""
-    return pruning.get("unit") or ("filters" if "filter" in pruning["criterion"] else "weights")
+    function = pruning["criterion"].partition("(")[0].rsplit(".", 1)[-1]
+    return pruning.get("unit") or ("filters" if "filter" in function else "weights")
 
 
 def _point(recipe: str, pruning: Mapping[str, Any] | None) -> Point:

@@ -227,7 +227,8 @@ def _check_amount(plain: Mapping[str, Any]) -> object:
     Raises:
         UserError: it cannot.
     """
-    from prunerob.pruning.masks import make_masks, scores_filters, without
+    from prunerob.pruning.criteria import name_of
+    from prunerob.pruning.masks import check_scores, make_masks, scores_filters, without
 
     pruning = plain["pruning"]
     try:
@@ -238,17 +239,19 @@ def _check_amount(plain: Mapping[str, Any]) -> object:
         raise
     except Exception:  # what only the configuration's own parser can build, the run will check
         return json.dumps(pruning, sort_keys=True)
+    name, scores = name_of(criterion), without(scores, pruning["exclude"])
+    check_scores(network, scores)
     if not scores_filters(scores) and not pruning["keep_per_layer"]:
-        return criterion  # any share of weights can go; sorting millions of them takes a second
+        return name  # any share of weights can go; sorting millions of them takes a second
     settings = ("reading", "residual", "keep_per_layer", "keep_multiple_of")
     make_masks(
         network,
-        without(scores, pruning["exclude"]),
+        scores,
         pruning["amount"],
         **{name: pruning[name] for name in settings},
     )
     is_about_filters = scores_filters(scores)
-    return criterion, *((pruning["reading"], pruning["residual"]) if is_about_filters else ())
+    return name, *((pruning["reading"], pruning["residual"]) if is_about_filters else ())
 
 
 def _prepare_data(sweeps: Sequence[Sweep]) -> None:
