@@ -121,8 +121,7 @@ class Classifier(LightningModule):
                 raise UserError(
                     f"model.{group}: an attack that learns before a test belongs to model.attacks"
                 )
-        # A layout, not a change: convolutions of all devices are faster in it. See `choose_layout`.
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network
         self.optimizer = optimizer
         self.schedule = schedule
         self.fine_tuning = fine_tuning
@@ -304,9 +303,10 @@ class Classifier(LightningModule):
         return logits
 
     def choose_layout(self) -> None:
-        """Lay the network out plainly if its code takes nothing else, as `x.view(-1, 400)` does.
+        """Lay the network out channels-last, in which convolutions of all devices are faster.
 
-        All ranks choose the same, by the shape of the data's images.
+        Plainly, if its code takes nothing else, as `x.view(-1, 400)` does. All ranks choose the
+        same, by the shape of the data's images.
         """
         x = torch.zeros(2, *self.datamodule.image_shape, device=self.device)
         for layout in (torch.channels_last, torch.contiguous_format, torch.channels_last):

@@ -321,13 +321,15 @@ class CommandLine(LightningCLI):
             return
         rank_zero_info(f"Run: {folder}")
         if self.trainer.is_global_zero and not Run(Path(folder)).summary.is_file():
-            unpruned = model.prune_epoch is not None and not model.is_fine_tuning
-            told = f"Stopped before its {self.trainer.max_epochs} epochs were over"
-            told += ", before anything was pruned" if unpruned else ""
-            told += f"; go on with: prunerob fit --ckpt_path {folder}"
-            if not Run(Path(folder)).checkpoint().is_file():
-                told = "Stopped in its first epoch: nothing is saved"
-            rank_zero_info(told)
+            if Run(Path(folder)).checkpoint().is_file():
+                unpruned = model.prune_epoch is not None and not model.is_fine_tuning
+                told = ", before anything was pruned" if unpruned else ""
+                rank_zero_info(
+                    f"Stopped before its {self.trainer.max_epochs} epochs were over{told}; "
+                    f"go on with: prunerob fit --ckpt_path {folder}"
+                )
+            else:
+                rank_zero_info("Stopped in its first epoch: nothing is saved")
             timers = [c for c in cast(Any, self.trainer).callbacks if isinstance(c, Timer)]
             if any((timer.time_remaining() or 0) <= 0 for timer in timers):
                 rank_zero_info("trainer.max_time counts the time of all sessions: raise it")

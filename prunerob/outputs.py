@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from prunerob.attacks.suite import are_alike
+from prunerob.attacks.suite import are_alike, is_same_test
 from prunerob.errors import UserError
 from prunerob.robustness import WORST_CASE, Robustness
 from prunerob.runs import Weights, write_whole
@@ -151,9 +151,7 @@ def accuracies_before_pruning(
         if row["images"] != images.get(name):
             return False
         if name == WORST_CASE:  # that of a suite, with what searched beyond it
-            return all(
-                are_alike(theirs.get(g, {}), suite[g]) for g in ("attacks", "worst_case_attacks")
-            )
+            return is_same_test(theirs, suite)
         both = [group.get("attacks", {}).get(name) for group in (theirs, suite)]
         return name == "clean" or (None not in both and are_alike({"": both[0]}, {"": both[1]}))
 

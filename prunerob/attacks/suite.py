@@ -58,6 +58,17 @@ def are_alike(a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str, A
     return a.keys() == b.keys() and all(_in_full(a[name]) == _in_full(b[name]) for name in a)
 
 
+def is_same_test(a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether two tests have the same attacks, in the table and for the worst case alone.
+
+    Args:
+        a: `attacks` and `worst_case_attacks`, as a configuration has them.
+        b: those of another test.
+    """
+    groups = ("attacks", "worst_case_attacks")
+    return all(are_alike(a.get(group, {}), b.get(group, {})) for group in groups)
+
+
 def _in_full(attack: Mapping[str, Any]) -> dict[str, Any]:
     """An attack's class and settings, with the defaults of those that are not written down."""
     defaults = {f.name: f.default for f in fields(attack_class(attack)) if f.default is not MISSING}

@@ -124,7 +124,7 @@ class Pruning(Callback):
         self._epochs_done = 0
         self._rounded_up = 0
         self._unit: str | None = None
-        """What was pruned, "filters" or "weights"."""
+        """What is pruned, "filters" or "weights", as the criterion scores it."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -516,7 +516,6 @@ class Pruning(Callback):
             "settings": self.settings,
             "shares": asdict(self.shares) if self.shares else None,
             "rounded_up": self._rounded_up,
-            "unit": self._unit,
             "accuracies": self.accuracies,
         }
 
@@ -558,7 +557,6 @@ class Pruning(Callback):
         self._saved_settings = state_dict["settings"]
         self.shares = Shares(**state_dict["shares"]) if state_dict["shares"] else None
         self._rounded_up = state_dict.get("rounded_up", 0)
-        self._unit = state_dict.get("unit") or self._unit
         self.accuracies = state_dict["accuracies"]
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from prunerob.attacks.suite import are_alike
+from prunerob.attacks.suite import is_same_test
 from prunerob.errors import UserError
 from prunerob.runs import NOT_TRAINING, Run, differences
 
@@ -322,9 +322,8 @@ class Job:
         except (ValueError, KeyError, TypeError, IndexError):
             return False
         model, size = self.plain["model"], self.plain["data"]["init_args"].get("test_size")
-        suite = found.get("suite", {})
         return bool(
-            all(are_alike(suite.get(g, {}), model[g]) for g in ("attacks", "worst_case_attacks"))
+            is_same_test(found.get("suite", {}), model)
             and found.get("test_size") == size
             and found.get("test_images", tested) == tested  # not a part, to see whether it runs
             and bool(found.get("scrutiny")) == bool(model["scrutinized_images"])
