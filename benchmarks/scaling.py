@@ -33,8 +33,8 @@ import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import multiprocessing
 
-from prunerob.commands import resolve
-from prunerob.sweeps.command import instantiate
+from prunerob.commands.lightning import resolve
+from prunerob.commands.sweep import instantiate
 
 EPOCHS = 4
 """Of each run that is timed, the first not counted."""

@@ -16,10 +16,10 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from prunerob.adversarial_training import AdversarialTraining
 from prunerob.attacks import FGSM, PGD, Attack, NoAttack
 from prunerob.data import MNIST
 from prunerob.networks import MnistCNN
+from prunerob.training.adversarial import AdversarialTraining
 
 
 def main() -> None:

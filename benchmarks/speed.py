@@ -32,14 +32,14 @@ from torchvision import transforms
 from benchmarks import peers
 from prunerob.attacks import PGD
 from prunerob.attacks.attack import has_bfloat16, misclassified
-from prunerob.attacks.noise import mix
-from prunerob.checkpoints import about_machine
 from prunerob.data import MNIST, CropAndFlip, NoAugmentation
 from prunerob.data.images import Batches, Images
 from prunerob.networks import MnistCNN, WideResNet
 from prunerob.networks.narrow import find_narrowing
+from prunerob.noise import mix
 from prunerob.pixels import Pixels
 from prunerob.pruning.masks import apply_masks, make_masks, ranked
+from prunerob.training.checkpoints import about_machine
 
 Contest = Mapping[str, Callable[[], object]]
 

@@ -18,10 +18,10 @@ LIGHTNING = ("fit", "validate", "test", "predict")
 """The commands of Lightning's Trainer."""
 
 MODULES = {
-    **dict.fromkeys(LIGHTNING, "prunerob.commands"),
-    "sweep": "prunerob.sweeps.command",
-    "report": "prunerob.reports.command",
-    "reproduce": "prunerob.reproduce",
+    **dict.fromkeys(LIGHTNING, "prunerob.commands.lightning"),
+    "sweep": "prunerob.commands.sweep",
+    "report": "prunerob.commands.report",
+    "reproduce": "prunerob.commands.reproduce",
 }
 """Where each command's `run` is; imported only when it is asked for."""
 

@@ -3,7 +3,7 @@
     python scripts/make_zoo.py zoo reproduce/mnist_standard/seed0/dense reproduce/...
 
 Each run FOLDER/seedS/NAME becomes zoo/FOLDER_NAME.safetensors (without zeros, see
-`prunerob.packed`), .yaml and _table.json, so that
+`prunerob.runs.packed`), .yaml and _table.json, so that
 `prunerob test --ckpt_path zoo/FOLDER_NAME.safetensors` measures its table again.
 """
 
@@ -17,8 +17,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from prunerob.packed import pack
-from prunerob.runs import Run
+from prunerob.runs.folder import Run
+from prunerob.runs.packed import pack
 
 
 def main(target: str, *folders: str) -> None:

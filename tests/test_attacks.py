@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from prunerob.attacks import FGSM, PGD, Attack, NoAttack
 from prunerob.attacks.attack import has_bfloat16
-from prunerob.attacks.noise import half_normal, image_keys, mix, uniform
 from prunerob.attacks.pgd import margin
 from prunerob.attacks.suite import perturb_by_each
 from prunerob.networks import MnistCNN
+from prunerob.noise import half_normal, image_keys, mix, uniform
 from prunerob.pixels import Pixels
 from tests.conftest import SmallCNN
 

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
-from prunerob.adversarial_training import AdversarialTraining
 from prunerob.attacks import FGSM, PGD, Attack, NoAttack
-from prunerob.attacks.noise import image_keys
-from prunerob.classifier import Classifier
 from prunerob.data.images import Batch
 from prunerob.networks import MnistCNN, WideResNet
+from prunerob.noise import image_keys
 from prunerob.pixels import Pixels
+from prunerob.training.adversarial import AdversarialTraining
+from prunerob.training.classifier import Classifier
 
 
 def classifier(network: nn.Module, training: AdversarialTraining) -> Classifier:

@@ -27,7 +27,7 @@ from torchvision.io import write_png
 
 from prunerob.cli import main
 from prunerob.networks import MnistCNN
-from prunerob.robustness import wilson_interval
+from prunerob.robustness.table import wilson_interval
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 
@@ -173,8 +173,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     epoch: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted before, at and after the prune epoch, 2."""
-    original = __import__("prunerob.commands", fromlist=["Progress"]).Progress
-    monkeypatch.setattr("prunerob.commands.Progress", partial(Interrupt, epoch))
+    original = __import__("prunerob.commands.lightning", fromlist=["Progress"]).Progress
+    monkeypatch.setattr("prunerob.commands.lightning.Progress", partial(Interrupt, epoch))
     with pytest.raises(SystemExit) as end:
         main(["fit", "--config", TINY])
     assert end.value.code == 130
@@ -183,7 +183,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["epoch"] == epoch - 1
 
-    monkeypatch.setattr("prunerob.commands.Progress", original)
+    monkeypatch.setattr("prunerob.commands.lightning.Progress", original)
     main(["fit", "--ckpt_path", str(run)])
     assert_equal(weights(run), weights(finished))
     assert_equal(masks(run), masks(finished))
@@ -302,12 +302,12 @@ def test_fine_tuning_the_narrow_network_is_fine_tuning_the_masked_one(
         )
 
     # Interrupted in its last epoch, either goes on as the other, and as itself to the bit.
-    original = __import__("prunerob.commands", fromlist=["Progress"]).Progress
+    original = __import__("prunerob.commands.lightning", fromlist=["Progress"]).Progress
     for first, args, other in ((masked, [], NARROW), (narrow, NARROW, [])):
-        monkeypatch.setattr("prunerob.commands.Progress", partial(Interrupt, 3))
+        monkeypatch.setattr("prunerob.commands.lightning.Progress", partial(Interrupt, 3))
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             fine_tune(run, *args)
-        monkeypatch.setattr("prunerob.commands.Progress", original)
+        monkeypatch.setattr("prunerob.commands.lightning.Progress", original)
         interrupted = newest_run()
         assert not (interrupted / "summary.json").exists()
         assert_close(weights(fine_tune(interrupted, *other, checkpoint="last")), weights(masked))
@@ -954,7 +954,7 @@ def test_training_against_one_step_is_probed_each_epoch(
         seen.append((robust, one_step))
         return True
 
-    monkeypatch.setattr("prunerob.classifier.overfits_to_one_step", overfits)
+    monkeypatch.setattr("prunerob.training.classifier.overfits_to_one_step", overfits)
     attack = "--model.adversarial_training.attack"
     one_step = [attack, "PGD", f"{attack}.steps", "1", f"{attack}.step_size", "0.375"]
     with pytest.warns(UserWarning, match="catastrophic overfitting: in epoch") as warned:

@@ -14,9 +14,9 @@ from secrets import token_hex
 
 import pytest
 
+from prunerob.commands.sweep import make_sweep
 from prunerob.errors import UserError
 from prunerob.sweeps.cluster import RETRIES, RayTask, RayTasks
-from prunerob.sweeps.command import make_sweep
 from prunerob.sweeps.machine import Place, Unfit
 from prunerob.sweeps.plan import Job
 from tests.test_cli import TINY, assert_equal, refused, wait_for, weights

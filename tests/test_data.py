@@ -30,7 +30,7 @@ from prunerob.data.images import (
     stratified_order,
 )
 from prunerob.errors import UserError
-from prunerob.outputs import write_predictions
+from prunerob.robustness.files import write_predictions
 
 
 @pytest.fixture(scope="module")

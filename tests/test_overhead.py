@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback, Trainer
 
-from prunerob.adversarial_training import AdversarialTraining
 from prunerob.attacks import PGD, NoAttack
-from prunerob.attacks.noise import image_keys
-from prunerob.classifier import Classifier
 from prunerob.data import MNIST
 from prunerob.networks import MnistCNN
-from prunerob.progress import Progress
+from prunerob.noise import image_keys
+from prunerob.training.adversarial import AdversarialTraining
+from prunerob.training.classifier import Classifier
+from prunerob.training.progress import Progress
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from prunerob.errors import UserError
 from prunerob.networks import MnistCNN
-from prunerob.packed import FIELDS, PARTS, WORTH_SPLITTING, pack, unpack
 from prunerob.pruning import weight_magnitude
 from prunerob.pruning.masks import apply_masks, make_masks
-from prunerob.runs import load_weights
+from prunerob.runs.folder import load_weights
+from prunerob.runs.packed import FIELDS, PARTS, WORTH_SPLITTING, pack, unpack
 
 
 @given(

@@ -9,10 +9,10 @@ from torch import nn
 from benchmarks.speed import best_layout, in_colour, minute_of_training
 from prunerob.attacks import PGD
 from prunerob.attacks.attack import has_bfloat16
-from prunerob.attacks.noise import image_keys
 from prunerob.data import MNIST
 from prunerob.data.images import Images
 from prunerob.networks import WideResNet
+from prunerob.noise import image_keys
 from prunerob.pixels import Pixels
 
 pytestmark = [

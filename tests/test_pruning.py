@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunerob.classifier import Classifier
 from prunerob.errors import UserError
 from prunerob.networks import MnistCNN, ResNet18, WideResNet
 from prunerob.networks.channels import writers
@@ -28,6 +27,7 @@ from prunerob.pruning.masks import (
     ranked,
     without,
 )
+from prunerob.training.classifier import Classifier
 from tests.conftest import SmallCNN
 
 seeds = st.integers(0, 2**31)

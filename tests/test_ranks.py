@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from prunerob import ranks
-from prunerob.adversarial_training import AdversarialTraining
 from prunerob.attacks import PGD, Attack, NoAttack
 from prunerob.data import MNIST
 from prunerob.data.images import Batch, Batches, Images
 from prunerob.errors import UserError
 from prunerob.networks import WideResNet
 from prunerob.pixels import Pixels
+from prunerob.runs import ranks
+from prunerob.training.adversarial import AdversarialTraining
 from tests.test_classifier import classifier
 from tests.test_cli import on_one_thread
 

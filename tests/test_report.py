@@ -16,14 +16,14 @@ from statistics import mean, stdev
 import pytest
 import yaml
 
-from prunerob import reproduce
 from prunerob.attacks import FGSM, PGD
 from prunerob.cli import main
+from prunerob.commands import reproduce
 from prunerob.errors import UserError
-from prunerob.paper import TABLES, PaperTable, Recipe, Row
+from prunerob.reports.paper import TABLES, PaperTable, Recipe, Row
 from prunerob.reports.results import Point, _point, read_results
 from prunerob.reports.tables import operating_points, to_csv
-from prunerob.review import sign_test, t_test
+from prunerob.robustness.diagnostics import sign_test, t_test
 from prunerob.sweeps.plan import make_branches
 from tests.test_cli import TINY, refused
 

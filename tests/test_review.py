@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from prunerob.attacks import FGSM, PGD, Attack
 from prunerob.networks import MnistCNN
 from prunerob.pixels import Pixels
-from prunerob.review import SIGNIFICANT, mcnemar, review, sign_test, t_test
-from prunerob.robustness import Convergence, Robustness, Scrutiny
-from prunerob.scrutiny import scrutinize, sum_up
+from prunerob.robustness.diagnostics import SIGNIFICANT, mcnemar, review, sign_test, t_test
+from prunerob.robustness.scrutiny import scrutinize, sum_up
+from prunerob.robustness.table import Convergence, Robustness, Scrutiny
 
 
 @given(st.integers(0, 5000), st.integers(0, 5000))

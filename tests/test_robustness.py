@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from prunerob.robustness import RobustnessRecorder, wilson_interval
+from prunerob.robustness.table import RobustnessRecorder, wilson_interval
 
 
 @given(st.integers(1, 20000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

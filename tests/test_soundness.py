@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.io import write_png
 
-from prunerob.classifier import Classifier
 from prunerob.cli import main
 from prunerob.data import MNIST, ImageDataModule
 from prunerob.data.images import Images
@@ -30,6 +29,7 @@ from prunerob.networks.channels import channels_of
 from prunerob.pruning import Pruning, weight_magnitude
 from prunerob.pruning.criteria import name_of
 from prunerob.reports.results import read_results
+from prunerob.training.classifier import Classifier
 from tests.test_cli import TINY, Interrupt, newest_run, refused, weights
 
 RUN = Path("lightning_logs/tiny/version_0")
@@ -123,7 +123,7 @@ class Terminate(Callback):
 def test_a_run_that_was_told_to_end_does_not_pass_for_a_finished_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("prunerob.commands.Progress", Terminate)
+    monkeypatch.setattr("prunerob.commands.lightning.Progress", Terminate)
     with pytest.raises(SystemExit) as end:
         main(["fit", "--config", TINY])
     assert end.value.code == 143
@@ -175,14 +175,14 @@ def test_an_epoch_that_was_cut_short_is_not_saved_and_begins_anew(
     """With dropout, which draws as it would have without the interruption."""
     fit = ["fit", "--config", TINY, "--model.network", f"{__name__}.Dropping"]
     main(fit)
-    original = __import__("prunerob.commands", fromlist=["Progress"]).Progress
-    monkeypatch.setattr("prunerob.commands.Progress", Stop)
+    original = __import__("prunerob.commands.lightning", fromlist=["Progress"]).Progress
+    monkeypatch.setattr("prunerob.commands.lightning.Progress", Stop)
     main(fit)
     stopped = newest_run()
     state = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["epoch"] == 2
     assert not (stopped / "summary.json").exists()
-    monkeypatch.setattr("prunerob.commands.Progress", original)
+    monkeypatch.setattr("prunerob.commands.lightning.Progress", original)
     main(["fit", "--ckpt_path", str(stopped)])
     for name, value in weights(RUN).items():
         assert torch.equal(weights(stopped)[name], value), name
@@ -340,7 +340,7 @@ def test_networks_of_tutorials_run_without_their_silent_channels(
 ) -> None:
     filters = ["--pruning.criterion", "prunerob.pruning.filter_l1", "--pruning.amount", "0.4"]
     filters += ["--model.network", f"{__name__}.LeNet"]
-    monkeypatch.setattr("prunerob.commands.Progress", partial(Interrupt, 3))
+    monkeypatch.setattr("prunerob.commands.lightning.Progress", partial(Interrupt, 3))
     with pytest.raises(SystemExit):
         main(["fit", "--config", TINY, *filters])
     monkeypatch.undo()

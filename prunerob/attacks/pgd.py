@@ -16,9 +16,9 @@ from prunerob.attacks.attack import (
     misclassified,
     per_image,
 )
-from prunerob.attacks.noise import mix, uniform
 from prunerob.attacks.replay import replayed
 from prunerob.networks.rewrite import rewrite
+from prunerob.noise import mix, uniform
 from prunerob.pixels import Pixels
 
 STEPS_BETWEEN_CHECKS = 10

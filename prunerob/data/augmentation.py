@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunerob.attacks.noise import uniform
 from prunerob.errors import UserError
+from prunerob.noise import uniform
 
 
 @dataclass(frozen=True)

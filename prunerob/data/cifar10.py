@@ -12,8 +12,8 @@ from torchvision.datasets.utils import check_integrity
 from prunerob.data.augmentation import Augmentation, NoAugmentation
 from prunerob.data.images import ImageDataModule, Images
 from prunerob.errors import UserError
-from prunerob.locks import locked
-from prunerob.outputs import check_writable
+from prunerob.robustness.files import check_writable
+from prunerob.runs.locks import locked
 
 
 class CIFAR10(ImageDataModule):

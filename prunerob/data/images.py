@@ -14,9 +14,9 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from prunerob.attacks.noise import image_keys
 from prunerob.data.augmentation import Augmentation, NoAugmentation
 from prunerob.errors import UserError
+from prunerob.noise import image_keys
 
 
 class Batch(NamedTuple):

@@ -15,7 +15,6 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from torch.optim import Optimizer
 
-from prunerob.classifier import Classifier
 from prunerob.errors import UserError
 from prunerob.networks.narrow import NarrowCopy, find_narrowing
 from prunerob.pruning.criteria import Criterion, Scores, name_of, weight_magnitude
@@ -35,10 +34,17 @@ from prunerob.pruning.masks import (
     silence_filters,
     without,
 )
-from prunerob.ranks import broadcast_object, check_agreement, rewrap_ddp
-from prunerob.robustness import wilson_interval
-from prunerob.runs import find_weights, has_finished, read_checkpoint, run_folder, write_whole
-from prunerob.tensorboard import log_shares, log_weight_histograms
+from prunerob.robustness.table import wilson_interval
+from prunerob.runs.folder import (
+    find_weights,
+    has_finished,
+    read_checkpoint,
+    run_folder,
+    write_whole,
+)
+from prunerob.runs.ranks import broadcast_object, check_agreement, rewrap_ddp
+from prunerob.training.classifier import Classifier
+from prunerob.training.tensorboard import log_shares, log_weight_histograms
 
 LATER_SETTINGS = {"keep_multiple_of": 1, "masks_from": None, "residual": "keep"}
 """Settings that checkpoints of earlier versions lack, with what they were pruned with."""

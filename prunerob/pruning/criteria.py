@@ -15,8 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from prunerob.attacks.noise import image_keys, uniform
 from prunerob.networks.channels import channels_of
+from prunerob.noise import image_keys, uniform
 
 Scores = Mapping[str, Tensor]
 Criterion = Callable[[nn.Module, int], Scores]

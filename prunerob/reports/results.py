@@ -17,7 +17,7 @@ from prunerob.attacks import FGSM, PGD, Attack, BlackBox
 from prunerob.attacks.suite import are_alike, attack_class
 from prunerob.errors import UserError
 from prunerob.pruning.masks import Layer
-from prunerob.review import (
+from prunerob.robustness.diagnostics import (
     SIGNIFICANT,
     Suite,
     eps,
@@ -27,8 +27,8 @@ from prunerob.review import (
     sign_test,
     t_test,
 )
-from prunerob.robustness import WORST_CASE, Robustness
-from prunerob.runs import NOT_TRAINING, Run, differences
+from prunerob.robustness.table import WORST_CASE, Robustness
+from prunerob.runs.folder import NOT_TRAINING, Run, differences
 
 METHODS = {
     "weight_magnitude": "weight",

@@ -10,7 +10,7 @@ from statistics import mean
 
 from prunerob.attacks import PGD
 from prunerob.reports.results import Difference, Point, Results, mean_and_spread
-from prunerob.robustness import wilson_interval
+from prunerob.robustness.table import wilson_interval
 
 NOTHING = "–"
 

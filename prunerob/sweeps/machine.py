@@ -16,7 +16,7 @@ from pathlib import Path
 
 from prunerob import __version__
 from prunerob.errors import UserError
-from prunerob.locks import locked
+from prunerob.runs.locks import locked
 from prunerob.sweeps.worker import forget_ranks, work
 
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "numpy")

@@ -1,7 +1,7 @@
 """Sweeps: many prunings of few dense networks, run once each, interrupted and gone on with.
 
-A sweep's folder holds a folder for each seed, and in it a run's folder (see `prunerob.runs`) for
-each network:
+A sweep's folder holds a folder for each seed, and in it a run's folder (see `prunerob.runs.folder`)
+for each network:
 
 - dense, trained up to the prune epoch and not pruned;
 - control, gone on with from dense as the pruned ones are, but with empty masks;
@@ -26,7 +26,7 @@ import yaml
 
 from prunerob.attacks.suite import is_same_test
 from prunerob.errors import UserError
-from prunerob.runs import NOT_TRAINING, Run, differences
+from prunerob.runs.folder import NOT_TRAINING, Run, differences
 
 CRITERIA = {
     "weight": "prunerob.pruning.weight_magnitude",

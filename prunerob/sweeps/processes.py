@@ -53,7 +53,7 @@ class Processes:
         linux = sys.platform == "linux"
         self._context = multiprocessing.get_context("forkserver" if linux else "spawn")
         if linux:
-            self._context.set_forkserver_preload(["prunerob.commands"])
+            self._context.set_forkserver_preload(["prunerob.commands.lightning"])
 
     def accepts(self, running: int) -> bool:
         """As many as there is room for."""

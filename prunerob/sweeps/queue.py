@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 
 from prunerob.errors import UserError
-from prunerob.locks import locked
+from prunerob.runs.locks import locked
 from prunerob.sweeps.executor import Executor
 from prunerob.sweeps.plan import Job
 from prunerob.sweeps.progress import Running, SweepProgress, epochs_done

@@ -13,7 +13,7 @@ import traceback
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from prunerob.locks import locked
+from prunerob.runs.locks import locked
 
 if TYPE_CHECKING:
     from prunerob.sweeps.plan import Job

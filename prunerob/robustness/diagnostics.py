@@ -12,7 +12,7 @@ from torch import Tensor
 from prunerob.attacks import FGSM, PGD, Attack, BlackBox
 from prunerob.attacks.suite import attack_class
 from prunerob.pixels import Pixels
-from prunerob.robustness import Robustness
+from prunerob.robustness.table import Robustness
 
 SIGNIFICANT = 0.05
 UNCONVERGED = 0.01

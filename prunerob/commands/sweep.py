@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from prunerob.arguments import Arguments, integers, numbers, words
+from prunerob.commands.arguments import Arguments, integers, numbers, words
 from prunerob.errors import UserError
 from prunerob.sweeps.executor import Executor
 from prunerob.sweeps.plan import Branch, Job, Sweep, add_branch, make_branches, refuse_repeated
@@ -192,7 +192,7 @@ def make_sweep(options: Mapping[str, Any]) -> Sweep:
     folder = Path(options["folder"] or Path("sweeps") / config.stem)
     settings = list(options["settings"])
 
-    from prunerob.commands import resolve
+    from prunerob.commands.lightning import resolve
 
     plain = resolve(["--config", str(config), *settings])
     limit = plain["trainer"].get("limit_test_batches")

@@ -10,10 +10,10 @@ from rich import table as rich_table
 from rich.console import Console
 from rich.markup import escape
 
-from prunerob.arguments import Arguments
+from prunerob.commands.arguments import Arguments
 from prunerob.reports.results import Results
 from prunerob.reports.tables import Table
-from prunerob.runs import write_whole
+from prunerob.runs.folder import write_whole
 
 DESCRIPTION = """\
 Make tables, figures and a page about finished and tested runs.
@@ -97,9 +97,9 @@ def write(
     Returns:
         the files.
     """
-    from prunerob.outputs import check_writable
     from prunerob.reports import figures, tables
     from prunerob.reports.page import page
+    from prunerob.robustness.files import check_writable
 
     check_writable(folder)
     accuracy = tables.accuracy_table(results)

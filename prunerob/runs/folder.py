@@ -34,7 +34,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prunerob.errors import UserError
-from prunerob.packed import unpack
+from prunerob.runs.packed import unpack
 
 LOGS = Path("lightning_logs")
 CHECKPOINTS = ("last", "best", "before_pruning")
@@ -201,7 +201,7 @@ def read_weights(file: Path) -> Mapping[str, Tensor]:
     """Read a network's weights, by parameter name.
 
     Args:
-        file: a checkpoint of `fit`, or a .safetensors file, packed (see `prunerob.packed`) or not.
+        file: a checkpoint of `fit`, or a .safetensors file, packed or not (`prunerob.runs.packed`).
 
     Raises:
         UserError: it cannot be read, or holds no weights.

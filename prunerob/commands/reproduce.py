@@ -12,12 +12,12 @@ from statistics import mean
 
 from rich.console import Console
 
-from prunerob.arguments import Arguments, integers
+from prunerob.commands.arguments import Arguments, integers
 from prunerob.errors import UserError
-from prunerob.paper import TABLES, PaperTable, Recipe, Row
+from prunerob.reports.paper import TABLES, PaperTable, Recipe, Row
 from prunerob.reports.results import Point, Results
 from prunerob.reports.tables import Table, accuracy_note, percent
-from prunerob.runs import NOT_TRAINING, differences, write_whole
+from prunerob.runs.folder import NOT_TRAINING, differences, write_whole
 
 DESCRIPTION = """\
 Run the sweep behind a table or figure of the paper, and print its numbers beside ours.
@@ -45,8 +45,8 @@ def run(args: Sequence[str]) -> None:
         UserError: the request is mistaken.
         SystemExit: with status 1 if a run failed, after the report on the others.
     """
-    from prunerob.reports.command import add_tolerance
-    from prunerob.sweeps.command import add_options_of_running, make_sweep, run_sweeps
+    from prunerob.commands.report import add_tolerance
+    from prunerob.commands.sweep import add_options_of_running, make_sweep, run_sweeps
 
     parser = Arguments("reproduce", DESCRIPTION)
     parser.usage = f"prunerob reproduce {'|'.join(TABLES)} [options]"
@@ -143,7 +143,7 @@ def report(what: str, paper: PaperTable, folder: Path, *, configs: Path, toleran
     Raises:
         UserError: there are no runs, or they do not go together.
     """
-    from prunerob.reports.command import show, write
+    from prunerob.commands.report import show, write
     from prunerob.reports.results import read_results
 
     names = {str(folder / recipe.folder): recipe.name for recipe in paper.recipes}
@@ -182,7 +182,7 @@ def departures(paper: PaperTable, results: Results, configs: Path) -> list[str]:
         results: their runs.
         configs: folder of the recipes' configurations.
     """
-    from prunerob.commands import resolve
+    from prunerob.commands.lightning import resolve
 
     told: dict[tuple[str, str], int] = {}
     for recipe in paper.recipes:

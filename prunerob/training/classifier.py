@@ -30,23 +30,23 @@ from pytorch_lightning.utilities.types import OptimizerConfig, OptimizerLRSchedu
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunerob.adversarial_training import AdversarialTraining
 from prunerob.attacks import PGD, Attack, NoAttack
 from prunerob.attacks.attack import evaluating
-from prunerob.attacks.noise import image_keys
 from prunerob.attacks.pgd import logit_margin
 from prunerob.attacks.suite import is_one_step, perturb_by_each
 from prunerob.data.images import Batch, Batches, ImageDataModule
 from prunerob.errors import UserError
 from prunerob.networks.narrow import NarrowCopy, Narrowing, find_narrowing
 from prunerob.networks.rewrite import AsItIs
+from prunerob.noise import image_keys
 from prunerob.pixels import Pixels
-from prunerob.ranks import broadcast_buffers, broadcast_object, check_agreement, gather, ranks
-from prunerob.review import overfits_to_one_step
-from prunerob.robustness import WORST_CASE, Robustness, RobustnessRecorder, Scrutiny
+from prunerob.robustness.diagnostics import overfits_to_one_step
+from prunerob.robustness.scrutiny import scrutinize, sum_up
+from prunerob.robustness.table import WORST_CASE, Robustness, RobustnessRecorder, Scrutiny
+from prunerob.runs.ranks import broadcast_buffers, broadcast_object, check_agreement, gather, ranks
 from prunerob.schedules import Constant, Schedule
-from prunerob.scrutiny import scrutinize, sum_up
-from prunerob.tensorboard import log_examples
+from prunerob.training.adversarial import AdversarialTraining
+from prunerob.training.tensorboard import log_examples
 
 
 @dataclass(frozen=True, kw_only=True)

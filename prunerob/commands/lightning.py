@@ -25,19 +25,15 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
-from prunerob import outputs
 from prunerob.attacks import Attack
 from prunerob.attacks.suite import one_step_eps
-from prunerob.checkpoints import Checkpoints, about_machine
-from prunerob.classifier import Classifier
 from prunerob.data import Augmentation, ImageDataModule
 from prunerob.errors import UserError
 from prunerob.pixels import Pixels
-from prunerob.progress import Progress
 from prunerob.pruning import Pruning
-from prunerob.ranks import destroy_process_group, gather
-from prunerob.review import review
-from prunerob.runs import (
+from prunerob.robustness import files as outputs
+from prunerob.robustness.diagnostics import review
+from prunerob.runs.folder import (
     CHECKPOINTS,
     Run,
     Weights,
@@ -45,7 +41,11 @@ from prunerob.runs import (
     load_weights,
     read_checkpoint,
 )
+from prunerob.runs.ranks import destroy_process_group, gather
 from prunerob.schedules import Schedule
+from prunerob.training.checkpoints import Checkpoints, about_machine
+from prunerob.training.classifier import Classifier
+from prunerob.training.progress import Progress
 
 LOGGER = "pytorch_lightning.loggers.TensorBoardLogger"
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunerob.attacks import PGD, Attack
 from prunerob.attacks.attack import evaluating, input_gradient, misclassified
-from prunerob.robustness import Convergence, Scrutiny
+from prunerob.robustness.table import Convergence, Scrutiny
 
 FACTOR = 5
 """How many times the steps, and the restarts, PGD is tried with."""

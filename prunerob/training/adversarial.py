@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunerob.attacks import Attack, NoAttack
-from prunerob.attacks.noise import half_normal, mix
+from prunerob.noise import half_normal, mix
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from pytorch_lightning.callbacks import Checkpoint
 from safetensors.torch import save_file
 
 from prunerob import __version__
-from prunerob.classifier import Classifier
-from prunerob.runs import Run, has_finished, is_whole_epoch, run_folder, write_whole
+from prunerob.runs.folder import Run, has_finished, is_whole_epoch, run_folder, write_whole
+from prunerob.training.classifier import Classifier
 
 
 class Checkpoints(Checkpoint):

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from prunerob.attacks.suite import are_alike, is_same_test
 from prunerob.errors import UserError
-from prunerob.robustness import WORST_CASE, Robustness
-from prunerob.runs import Weights, write_whole
-from prunerob.tensorboard import writers
+from prunerob.robustness.table import WORST_CASE, Robustness
+from prunerob.runs.folder import Weights, write_whole
+from prunerob.training.tensorboard import writers
 
 
 def check_writable(folder: Path) -> None:

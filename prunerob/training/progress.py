@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 from pytorch_lightning.utilities import rank_zero_info
 
-from prunerob.classifier import Classifier
+from prunerob.training.classifier import Classifier
 
 
 class Progress(RichProgressBar):

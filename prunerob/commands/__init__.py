@@ -1,0 +1,1 @@
+"""Commands: one command is one module with a function `run`."""
