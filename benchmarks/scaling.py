@@ -34,7 +34,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import multiprocessing
 
 from prunerob.commands.lightning import resolve
-from prunerob.commands.sweep import instantiate
+from prunerob.runs.configuration import instantiate
 
 EPOCHS = 4
 """Of each run that is timed, the first not counted."""

@@ -33,18 +33,20 @@ from benchmarks import peers
 from prunerob.attacks import PGD
 from prunerob.attacks.attack import has_bfloat16, misclassified
 from prunerob.data import MNIST, CropAndFlip, NoAugmentation
-from prunerob.data.images import Batches, Images
+from prunerob.data.batches import Batches, Images
 from prunerob.networks import MnistCNN, WideResNet
 from prunerob.networks.narrow import find_narrowing
 from prunerob.noise import mix
 from prunerob.pixels import Pixels
-from prunerob.pruning.masks import apply_masks, make_masks, ranked
+from prunerob.pruning.cut import make_masks
+from prunerob.pruning.filters import ranked
+from prunerob.pruning.masks import apply_masks
 from prunerob.training.checkpoints import about_machine
 
 Contest = Mapping[str, Callable[[], object]]
 
 WARM_UP = 2
-"""Rounds that do not count: an attack that is replayed is recorded in the second."""
+"""Rounds that do not count."""
 
 
 @dataclass
@@ -143,13 +145,10 @@ def best_layout(network: nn.Module) -> nn.Module:
 
 
 def versions(attack: PGD, device: torch.device) -> dict[str, PGD]:
-    """The attack in the precisions to compare, on CUDA also replayed as a graph."""
+    """The attack in the precisions to compare."""
     found = {"prunerob, float32": replace(attack, precision="float32")}
     if has_bfloat16(device.type):
         found = {"prunerob, bfloat16": replace(attack, precision="bfloat16"), **found}
-    if device.type == "cuda":
-        graphs = {f"{name}, replayed": replace(of, cuda_graph=True) for name, of in found.items()}
-        found = {**graphs, **found}
     return found
 
 
@@ -214,8 +213,7 @@ def ingredients(
         precision = label.removeprefix("prunerob, ")
         if precision == "float32":
             contest["float32"] = partial(attack, plain, x, y)
-        if not attack.cuda_graph:
-            contest[f"{precision}, channels-last"] = partial(attack, channels_last, x, y)
+        contest[f"{precision}, channels-last"] = partial(attack, channels_last, x, y)
         contest[f"{precision}, rewritten"] = partial(attack, laid_out, x, y)
     seconds = bench.compare(contest)
     steps = len(x) * pgd.steps

@@ -2,8 +2,7 @@
 
     python scripts/make_zoo.py zoo reproduce/mnist_standard/seed0/dense reproduce/...
 
-Each run FOLDER/seedS/NAME becomes zoo/FOLDER_NAME.safetensors (without zeros, see
-`prunerob.runs.packed`), .yaml and _table.json, so that
+Each run FOLDER/seedS/NAME becomes zoo/FOLDER_NAME.safetensors, .yaml and _table.json, so that
 `prunerob test --ckpt_path zoo/FOLDER_NAME.safetensors` measures its table again.
 """
 
@@ -18,7 +17,6 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from prunerob.runs.folder import Run
-from prunerob.runs.packed import pack
 
 
 def main(target: str, *folders: str) -> None:
@@ -48,7 +46,7 @@ def main(target: str, *folders: str) -> None:
         stems.add(stem)
         found["weights"] = f"{stem}.safetensors"
         file = zoo / f"{stem}.safetensors"
-        save_file(pack(load_file(weights)), file)
+        save_file(load_file(weights), file)
         file.chmod(0o644)
         (zoo / f"{stem}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         (zoo / f"{stem}_table.json").write_text(json.dumps(found, indent=2) + "\n")

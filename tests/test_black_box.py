@@ -19,7 +19,7 @@ from prunerob.data import MNIST
 from prunerob.errors import UserError
 from prunerob.networks import MnistCNN
 from prunerob.pixels import Pixels
-from prunerob.runs.folder import load_weights
+from prunerob.runs.weights import load_weights
 from tests.conftest import SmallCNN
 
 QUICK = BlackBox(images=20, rounds=3, epochs=2, batch_size=8, hidden=16)

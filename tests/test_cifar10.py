@@ -19,7 +19,7 @@ from prunerob.cli import main
 from prunerob.data import CIFAR10, ImageDataModule, ImageFolder
 from prunerob.networks import WideResNet
 from prunerob.pixels import Pixels
-from prunerob.runs.folder import load_weights
+from prunerob.runs.weights import load_weights
 from tests.test_precision import accuracy_left
 
 FOLDER = Path(os.environ.get("PRUNEROB_CIFAR10", ""))

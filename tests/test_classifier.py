@@ -12,12 +12,13 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from prunerob.attacks import FGSM, PGD, Attack, NoAttack
-from prunerob.data.images import Batch
+from prunerob.data.batches import Batch
 from prunerob.networks import MnistCNN, WideResNet
 from prunerob.noise import image_keys
 from prunerob.pixels import Pixels
 from prunerob.training.adversarial import AdversarialTraining
 from prunerob.training.classifier import Classifier
+from prunerob.training.validation import Validation
 
 
 def classifier(network: nn.Module, training: AdversarialTraining) -> Classifier:
@@ -108,7 +109,8 @@ def test_what_is_counted_is_counted_in_float32(
     with torch.autocast("cpu", torch.bfloat16):
         network(batch.x)
         assert seen == [torch.bfloat16]
-        module._judge(batch, 0)
+        none = NoAttack()
+        Validation(none, none, attacked_images=0, attacked=lambda x: network, seed=0).step(batch, 0)
         module.predict_step(batch, 0)
     assert seen[1:] == [torch.float32] * 2
 

@@ -27,7 +27,7 @@ from torchvision.io import write_png
 
 from prunerob.cli import main
 from prunerob.networks import MnistCNN
-from prunerob.robustness.table import wilson_interval
+from prunerob.statistics import wilson_interval
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 
@@ -954,7 +954,7 @@ def test_training_against_one_step_is_probed_each_epoch(
         seen.append((robust, one_step))
         return True
 
-    monkeypatch.setattr("prunerob.training.classifier.overfits_to_one_step", overfits)
+    monkeypatch.setattr("prunerob.training.validation.overfits_to_one_step", overfits)
     attack = "--model.adversarial_training.attack"
     one_step = [attack, "PGD", f"{attack}.steps", "1", f"{attack}.step_size", "0.375"]
     with pytest.warns(UserWarning, match="catastrophic overfitting: in epoch") as warned:

@@ -14,11 +14,11 @@ from secrets import token_hex
 
 import pytest
 
-from prunerob.commands.sweep import make_sweep
 from prunerob.errors import UserError
 from prunerob.sweeps.cluster import RETRIES, RayTask, RayTasks
+from prunerob.sweeps.job import Job
 from prunerob.sweeps.machine import Place, Unfit
-from prunerob.sweeps.plan import Job
+from prunerob.sweeps.make import make_sweep
 from tests.test_cli import TINY, assert_equal, refused, wait_for, weights
 
 pytest.importorskip("ray", reason="an optional extra")

@@ -20,15 +20,9 @@ from torchvision import datasets
 from torchvision.io import write_jpeg, write_png
 
 from prunerob.data import CIFAR10, MNIST, CropAndFlip, ImageFolder
-from prunerob.data.images import (
-    Batch,
-    Batches,
-    ImageDataModule,
-    Images,
-    find_images,
-    read_image,
-    stratified_order,
-)
+from prunerob.data.batches import Batch, Batches, Images, stratified_order
+from prunerob.data.files import find_images, read_image
+from prunerob.data.images import ImageDataModule
 from prunerob.errors import UserError
 from prunerob.robustness.files import write_predictions
 

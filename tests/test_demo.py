@@ -14,7 +14,7 @@ from prunerob.cli import main
 from prunerob.data import MNIST
 from prunerob.networks import MnistCNN
 from prunerob.pixels import Pixels
-from prunerob.runs.folder import load_weights
+from prunerob.runs.weights import load_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

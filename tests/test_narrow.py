@@ -16,7 +16,9 @@ from prunerob.networks import Channels, MnistCNN, ResNet18, Stream, WideResNet
 from prunerob.networks.channels import writers
 from prunerob.networks.narrow import NarrowCopy, find_narrowing
 from prunerob.pruning import filter_l1, random_filters, weight_magnitude
-from prunerob.pruning.masks import Residual, apply_masks, make_masks, silence_filters
+from prunerob.pruning.cut import make_masks
+from prunerob.pruning.filters import silence_filters
+from prunerob.pruning.masks import Residual, apply_masks
 from tests.conftest import SmallCNN
 
 

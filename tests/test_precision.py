@@ -10,7 +10,7 @@ from benchmarks.speed import best_layout, in_colour, minute_of_training
 from prunerob.attacks import PGD
 from prunerob.attacks.attack import has_bfloat16
 from prunerob.data import MNIST
-from prunerob.data.images import Images
+from prunerob.data.batches import Images
 from prunerob.networks import WideResNet
 from prunerob.noise import image_keys
 from prunerob.pixels import Pixels

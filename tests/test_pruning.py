@@ -15,19 +15,12 @@ from prunerob.errors import UserError
 from prunerob.networks import MnistCNN, ResNet18, WideResNet
 from prunerob.networks.channels import writers
 from prunerob.pruning import Pruning, filter_l1, random_filters, random_weights, weight_magnitude
-from prunerob.pruning.masks import (
-    Masks,
-    Reading,
-    Residual,
-    apply_masks,
-    count_layers,
-    count_shares,
-    emptied_layers,
-    make_masks,
-    ranked,
-    without,
-)
-from prunerob.training.classifier import Classifier
+from prunerob.pruning.counts import count_layers, count_shares
+from prunerob.pruning.criteria import without
+from prunerob.pruning.cut import make_masks
+from prunerob.pruning.filters import ranked
+from prunerob.pruning.hold import Hold
+from prunerob.pruning.masks import Reading, Residual, apply_masks, emptied_layers
 from tests.conftest import SmallCNN
 
 seeds = st.integers(0, 2**31)
@@ -357,13 +350,8 @@ def test_pruned_stays_pruned_through_momentum_and_weight_decay(
         optimizer.step()
 
     step()  # momentum that would bring pruned weights back
-    pruning = Pruning(epoch=1, amount=0.5, criterion=criterion)  # type: ignore[arg-type]
-    masks: Masks = make_masks(network, criterion(network, 0), 0.5)  # type: ignore[arg-type]
-    pruning.masks = masks
-    apply_masks(network, masks)
-    trainer = type("Trainer", (), {"optimizers": [optimizer]})()
-    module = Classifier(network=network, optimizer=torch.optim.SGD, attacks={})
-    pruning._hold(trainer, module)
+    masks = make_masks(network, criterion(network, 0), 0.5)  # type: ignore[arg-type]
+    Hold(network, masks).follow(optimizer)
     before = {name: p.clone() for name, p in network.named_parameters()}
     for _ in range(3):
         step()

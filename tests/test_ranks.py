@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prunerob.attacks import PGD, Attack, NoAttack
 from prunerob.data import MNIST
-from prunerob.data.images import Batch, Batches, Images
+from prunerob.data.batches import Batch, Batches, Images
 from prunerob.errors import UserError
 from prunerob.networks import WideResNet
 from prunerob.pixels import Pixels

@@ -16,15 +16,15 @@ from statistics import mean, stdev
 import pytest
 import yaml
 
-from prunerob.attacks import FGSM, PGD
 from prunerob.cli import main
 from prunerob.commands import reproduce
 from prunerob.errors import UserError
+from prunerob.reports.networks import Point
 from prunerob.reports.paper import TABLES, PaperTable, Recipe, Row
-from prunerob.reports.results import Point, _point, read_results
+from prunerob.reports.reading import _point, read_results
 from prunerob.reports.tables import operating_points, to_csv
-from prunerob.robustness.diagnostics import sign_test, t_test
-from prunerob.sweeps.plan import make_branches
+from prunerob.statistics import sign_test, t_test
+from prunerob.sweeps.branches import make_branches
 from tests.test_cli import TINY, refused
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -144,7 +144,6 @@ def test_settings_of_a_newer_version_do_not_make_other_attacks(copy: Path) -> No
     found = json.loads(file.read_text())
     for attack in found["suite"]["attacks"].values():
         attack["init_args"].pop("label", None)  # as if it had not been there yet
-        attack["init_args"].pop("cuda_graph", None)
     file.write_text(json.dumps(found))
     assert len(read_results([str(copy)]).all) == 12
     found["suite"]["attacks"]["FGSM 8/255"]["init_args"].pop("eps")  # 0.3, where it is not said
@@ -354,8 +353,8 @@ def test_the_paper_s_pgd_stands_for_pgd_in_figures(copy: Path) -> None:
     for seeds in results.by_point.values():
         for seed, result in seeds.items():
             seeds[seed] = replace(result, suite=suite)
-    assert results.column_of(PGD) == "PGD 8/255"
-    assert results.column_of(FGSM) == "FGSM 8/255"
+    assert results.many_steps_column() == "PGD 8/255"
+    assert results.one_step_column() == "FGSM 8/255"
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -12,12 +14,15 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_1samp
 from torch import Tensor, nn
 
-from prunerob.attacks import FGSM, PGD, Attack
+from prunerob.attacks import FGSM, PGD, Attack, BlackBox, NoAttack
+from prunerob.attacks.reading import Unknown, read_attack
+from prunerob.attacks.suite import Suite
+from prunerob.errors import UserError
 from prunerob.networks import MnistCNN
 from prunerob.pixels import Pixels
-from prunerob.robustness.diagnostics import SIGNIFICANT, mcnemar, review, sign_test, t_test
-from prunerob.robustness.scrutiny import scrutinize, sum_up
+from prunerob.robustness.diagnostics import review, scrutinize, sum_up
 from prunerob.robustness.table import Convergence, Robustness, Scrutiny
+from prunerob.statistics import SIGNIFICANT, mcnemar, sign_test, t_test
 
 
 @given(st.integers(0, 5000), st.integers(0, 5000))
@@ -67,63 +72,122 @@ def made(**right: int) -> Robustness:
     )
 
 
-def attack(name: str, eps: str) -> dict[str, Any]:
-    return {"class_path": f"prunerob.attacks.{name}", "init_args": {"eps": eps}}
-
-
-SUITE = {
-    "fgsm": attack("FGSM", "0.3"),
-    "pgd": attack("PGD", "3/10"),
-    "box": attack("BlackBox", "0.3"),
+SUITE: dict[str, Attack] = {
+    "fgsm": FGSM(eps=Pixels(0.3)),
+    "pgd": PGD(eps=Pixels("3/10")),
+    "box": BlackBox(eps=Pixels(0.3)),
 }
 
 
+def review_of(
+    robustness: Robustness, suite: Mapping[str, Attack], training: Attack = NoAttack()
+) -> list[str]:
+    return review(robustness, suite, training=training)
+
+
 def test_a_sound_test_has_no_warnings() -> None:
-    assert review(made(fgsm=500, pgd=300, box=600), SUITE) == []
+    assert review_of(made(fgsm=500, pgd=300, box=600), SUITE) == []
 
 
 def test_pgd_weaker_than_fgsm_at_the_same_eps() -> None:
-    (warning,) = review(made(fgsm=500, pgd=520, box=600), SUITE)
+    (warning,) = review_of(made(fgsm=500, pgd=520, box=600), SUITE)
     assert warning.startswith("pgd is weaker than fgsm at the same eps (52.0 % against 50.0 %")
-    assert review(made(fgsm=500, pgd=503, box=600), SUITE) == [], "three images are chance"
-    smaller = {**SUITE, "fgsm": attack("FGSM", "0.1")}
-    assert review(made(fgsm=500, pgd=520, box=600), smaller) == []
+    assert review_of(made(fgsm=500, pgd=503, box=600), SUITE) == [], "three images are chance"
+    smaller = {**SUITE, "fgsm": FGSM(eps=Pixels(0.1))}
+    assert review_of(made(fgsm=500, pgd=520, box=600), smaller) == []
 
 
 def test_a_black_box_that_beats_a_white_one() -> None:
-    warnings = review(made(fgsm=500, pgd=300, box=400), SUITE)
+    warnings = review_of(made(fgsm=500, pgd=300, box=400), SUITE)
     assert [w.split(" without")[0] for w in warnings] == ["box beats fgsm"]
     held = made(fgsm=500, pgd=300, box=600)
     held.predictions["box"][:500] = -1  # the attacker's own images are not compared
-    assert [w.split(" without")[0] for w in review(held, SUITE)] == []
+    assert [w.split(" without")[0] for w in review_of(held, SUITE)] == []
 
 
+@dataclass(frozen=True, kw_only=True)
 class Follower(Attack):
     """An attack of one's own that follows gradients, with a radius."""
 
-    sees_gradients = True
+    eps: float = 0.3
+    rounds: int = 3
 
-    def perturb(self, *args: Any) -> Any:
-        raise NotImplementedError
+    @property
+    def gradient_steps(self) -> int:
+        return self.rounds
+
+    def harder(self, factor: int) -> Mapping[str, Attack]:
+        return {"rounds": replace(self, rounds=factor * self.rounds)}
+
+    def perturb(self, network: Any, x: Tensor, y: Tensor, eps: Any, key: Any) -> Tensor:
+        return PGD(eps=Pixels(self.eps), step_size=Pixels(0.01), steps=self.rounds).perturb(
+            network, x, y, eps, key
+        )
 
 
 def test_any_attack_that_sees_gradients_should_beat_a_black_box() -> None:
-    suite = {"box": SUITE["box"], "own": attack("FGSM", "0.3")}
-    suite["own"]["class_path"] = f"{__name__}.Follower"
-    assert len(review(made(own=600, box=500), suite)) == 1
-    suite["own"]["class_path"] = "prunerob.attacks.black_box.BlackBox"
-    assert review(made(own=600, box=500), suite) == []
+    own = read_attack({"class_path": f"{__name__}.Follower", "init_args": {"eps": 0.3}})
+    assert own == Follower()
+    suite = {"box": SUITE["box"], "own": own}
+    assert len(review_of(made(own=600, box=500), suite)) == 1
+    assert review_of(made(own=600, box=500), {**suite, "own": SUITE["box"]}) == []
+
+
+def test_an_attack_of_one_s_own_is_reviewed_like_prunerob_s(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits[0][:60], digits[1][:60]
+    found = scrutinize(trained, {"own": Follower()}, x, y, key=torch.arange(60))
+    (own,) = found.convergence
+    assert own.more.keys() == {"rounds"}
+    assert own.more["rounds"] < own.correct - 5, "3 steps of 0.01 do not cross a ball of 0.3"
+    (warning,) = review_of(replace(made(), scrutiny=found), {"own": Follower()})
+    assert warning.startswith("own has not converged: of 60 images")
+    assert "5 times the rounds leave" in warning
+    suite = {"fgsm": SUITE["fgsm"], "own": Follower()}
+    (warning,) = review_of(made(fgsm=500, own=520), suite)
+    assert warning.startswith("own is weaker than fgsm at the same eps")
+    (warning,) = review_of(made(fgsm=850, own=5), suite, FGSM(eps=Pixels(0.3)))
+    assert warning.startswith("catastrophic overfitting: 85.0 % under fgsm")
+
+
+def test_a_record_of_an_attack_imports_nothing() -> None:
+    record = {"class_path": "this.Attack", "init_args": {"eps": "0.3", "seed": 3}}
+    read = read_attack(record)
+    assert "this" not in sys.modules, "a module of Python's own that prints when it is imported"
+    assert read == Unknown("this.Attack", {"eps": "0.3", "seed": 3}) == read_attack(record)
+    assert read.without_seed() == read_attack({**record, "init_args": {"eps": "0.3"}})
+    assert (read.name, read.radius, read.gradient_steps) == ("Attack", None, 0)
+    for class_path in ("os.system", "prunerob.cli.main", "prunerob.attacks.pgd", "", "nothing"):
+        assert isinstance(read_attack({"class_path": class_path}), Unknown)
+    assert isinstance(
+        read_attack({"class_path": "prunerob.attacks.PGD", "init_args": {"steps": -1}}), Unknown
+    )
+    for wrong in (None, "PGD", {"class_path": 3}, {"class_path": "a.B", "init_args": [1]}):
+        with pytest.raises(UserError, match="not an attack"):
+            read_attack(wrong)
+
+
+def test_records_are_attacks_with_their_defaults() -> None:
+    assert read_attack({"class_path": "prunerob.attacks.PGD"}) == PGD()
+    record = {"class_path": "prunerob.attacks.FGSM", "init_args": {"eps": "8/255"}}
+    assert read_attack(record) == FGSM(eps=Pixels("8/255")) != FGSM()
+    suite = Suite.read({"attacks": {"a": record}, "worst_case_attacks": {}})
+    assert suite == Suite({"a": FGSM(eps=Pixels("8/255"), label="true")})
+    assert suite != Suite({"b": FGSM(eps=Pixels("8/255"))})
 
 
 def test_catastrophic_overfitting() -> None:
     suite = {name: SUITE[name] for name in ("fgsm", "pgd")}
-    (warning,) = review(made(fgsm=850, pgd=5), suite, one_step_eps=0.3)
+    (warning,) = review_of(made(fgsm=850, pgd=5), suite, FGSM(eps=Pixels(0.3)))
     assert warning.startswith("catastrophic overfitting: 85.0 % under fgsm")
-    assert review(made(fgsm=850, pgd=5), suite) == []
-    assert review(made(fgsm=850, pgd=800), suite, one_step_eps=0.3) == []
-    (warning,) = review(made(fgsm=850, pgd=860), suite, one_step_eps=0.1)
+    assert review_of(made(fgsm=850, pgd=5), suite) == []
+    assert review_of(made(fgsm=850, pgd=800), suite, FGSM(eps=Pixels(0.3))) == []
+    (warning,) = review_of(made(fgsm=850, pgd=860), suite, FGSM(eps=Pixels(0.1)))
     assert "catastrophic" not in warning
-    assert review(made(fgsm=850, pgd=5), suite, one_step_eps=0.1) == [], "trained against less"
+    assert review_of(made(fgsm=850, pgd=5), suite, FGSM(eps=Pixels(0.1))) == [], (
+        "trained against less"
+    )
 
 
 def test_attacks_that_more_work_would_strengthen_and_zero_gradients() -> None:
@@ -131,14 +195,13 @@ def test_attacks_that_more_work_would_strengthen_and_zero_gradients() -> None:
         pgd = Convergence(
             attack="pgd",
             correct=300,
-            more_steps=more_steps,
-            more_restarts=more_restarts,
+            more={"steps": more_steps, "restarts": more_restarts},
             factor=5,
         )
         return Scrutiny(images=500, zero_gradients=zero, convergence=[pgd])
 
     def told(*counts: int) -> list[str]:
-        return review(replace(made(), scrutiny=scrutiny(*counts)), {})
+        return review_of(replace(made(), scrutiny=scrutiny(*counts)), {})
 
     assert told(295, 296, 4) == []
     (warning,) = told(250, 300, 0)
@@ -173,8 +236,8 @@ def test_scrutiny_sees_flat_losses_and_short_attacks(
     assert (sound.images, sound.zero_gradients) == (100, 0)
     (pgd,) = sound.convergence
     assert pgd.attack == "pgd"
-    assert pgd.more_steps < pgd.correct - 10
-    assert pgd.more_restarts <= pgd.correct + 5
+    assert pgd.more["steps"] < pgd.correct - 10
+    assert pgd.more["restarts"] <= pgd.correct + 5
     flat = scrutinize(Saturated(trained, 1e4), {}, x, y, key=key)
     with torch.no_grad():
         right = int((trained(x).argmax(1) == y).sum())

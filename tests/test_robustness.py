@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from prunerob.robustness.table import RobustnessRecorder, wilson_interval
+from prunerob.robustness.recorder import Recorder
+from prunerob.statistics import wilson_interval
 
 
 @given(st.integers(1, 20000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -21,9 +22,9 @@ def test_the_interval_is_wilson_s(counts: tuple[int, int]) -> None:
     assert wilson_interval(correct, images) == pytest.approx((expected.low, expected.high))
 
 
-def record(correct: dict[str, list[int]]) -> RobustnessRecorder:
+def record(correct: dict[str, list[int]]) -> Recorder:
     """A recorder that saw label 1 predicted as 1 or 0."""
-    recorder = RobustnessRecorder()
+    recorder = Recorder()
     for name, right in correct.items():
         for i, value in enumerate(right):
             recorder.add(

@@ -22,13 +22,13 @@ from torchvision.io import write_png
 
 from prunerob.cli import main
 from prunerob.data import MNIST, ImageDataModule
-from prunerob.data.images import Images
+from prunerob.data.batches import Images
 from prunerob.errors import UserError
 from prunerob.networks import Channels, MnistCNN
 from prunerob.networks.channels import channels_of
 from prunerob.pruning import Pruning, weight_magnitude
 from prunerob.pruning.criteria import name_of
-from prunerob.reports.results import read_results
+from prunerob.reports.reading import read_results
 from prunerob.training.classifier import Classifier
 from tests.test_cli import TINY, Interrupt, newest_run, refused, weights
 
@@ -280,7 +280,7 @@ def test_a_last_batch_of_one_image_is_told_before_training(
 def test_each_device_needs_two_images_of_the_last_batch(
     size: int, devices: int, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prunerob.classifier.ranks", lambda: devices)
+    monkeypatch.setattr("prunerob.training.checks.ranks", lambda: devices)
     module = Classifier(
         network=Normalised(), optimizer=partial(torch.optim.SGD, lr=0.1), attacks={}
     )

@@ -18,7 +18,7 @@ import yaml
 from prunerob.cli import main
 from prunerob.errors import UserError
 from prunerob.sweeps import processes
-from prunerob.sweeps.plan import make_branches
+from prunerob.sweeps.branches import make_branches
 from tests.test_cli import (
     TINY,
     assert_equal,

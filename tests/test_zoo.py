@@ -11,7 +11,7 @@ import yaml
 
 from prunerob.cli import main
 from prunerob.networks import MnistCNN
-from prunerob.runs.folder import load_weights
+from prunerob.runs.weights import load_weights
 
 ZOO = Path(__file__).parent.parent / "zoo"
 NETWORKS = sorted(file.stem for file in ZOO.glob("*.safetensors"))

@@ -6,7 +6,7 @@ import platform
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import ClassVar
 
@@ -14,13 +14,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunerob.networks.modes import evaluating
+
 
 @dataclass(frozen=True)
 class Attack(ABC):
     """An attack: its settings. Calling it perturbs a batch; it keeps nothing between calls."""
 
-    sees_gradients: ClassVar[bool] = False
-    """Whether it follows the network's gradients: one that does not should never beat it."""
+    perturbs: ClassVar[bool] = True
+    """Whether it changes images at all."""
+
+    @property
+    def name(self) -> str:
+        """What it is called where nobody gave it a name: its class's."""
+        return type(self).__name__
+
+    @property
+    def radius(self) -> float | None:
+        """Radius of its ball, in pixel units of [0, 1]; None of an attack without one."""
+        eps = getattr(self, "eps", None)
+        return None if eps is None else float(eps)
+
+    @property
+    def gradient_steps(self) -> int:
+        """How many times it follows the network's gradient on its way; 0 if it does not."""
+        return 0
+
+    @property
+    def sees_gradients(self) -> bool:
+        """Whether it follows the network's gradients: one that does not should never beat it."""
+        return self.gradient_steps > 0
+
+    @property
+    def is_one_step(self) -> bool:
+        """Whether it follows the gradient once: training against it alone may overfit to it."""
+        return self.gradient_steps == 1
+
+    @property
+    def is_projected(self) -> bool:
+        """Whether its example in a smaller ball is that of a larger one, moved into the smaller."""
+        return False
+
+    def harder(self, factor: int) -> Mapping[str, Attack]:
+        """The same with more work, to see whether it has converged.
+
+        Args:
+            factor: how many times the work.
+
+        Returns:
+            attacks by what they have more of, such as "steps"; none where there is no such thing.
+        """
+        return {}
+
+    def without_seed(self) -> Attack:
+        """The same with seed 0: those that differ in their seed alone become equal."""
+        has_seed = any(field.name == "seed" for field in fields(self))
+        return replace(self, **{"seed": 0}) if has_seed else self
 
     def __call__(
         self,
@@ -140,6 +189,8 @@ class Attack(ABC):
 class NoAttack(Attack):
     """Leaves the images as they are: what training on clean images attacks with."""
 
+    perturbs = False
+
     def perturb(
         self, network: nn.Module, x: Tensor, y: Tensor, eps: Tensor | None, key: Tensor
     ) -> Tensor:
@@ -157,24 +208,6 @@ def _attacking(network: nn.Module, device: torch.device) -> Iterator[None]:
         _own_precision(device),
     ):
         yield
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while.
-
-    Every module's own mode comes back afterwards: parts of a network may have been frozen in
-    evaluation mode by the caller. Parameters need no care: `torch.autograd.grad` with respect to
-    the input alone computes no gradient of theirs and touches no `.grad`.
-    """
-    training = [module for module in network.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunerob.attacks.attack import Attack, evaluating
+from prunerob.attacks.attack import Attack
 from prunerob.attacks.fgsm import FGSM
 from prunerob.errors import UserError
+from prunerob.networks.modes import evaluating
 from prunerob.pixels import Pixels
 
 Labelled = tuple[Tensor, Tensor, Tensor]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,21 @@ class FGSM(Attack):
             al., arXiv:1611.01236).
     """
 
-    sees_gradients: ClassVar[bool] = True
-
     eps: Pixels = Pixels(0.3)
     label: Literal["true", "predicted"] = "true"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Pixels(self.eps))
+
+    @property
+    def gradient_steps(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def is_projected(self) -> bool:
+        """Yes: the gradient does not depend on the radius. Of a subclass nobody knows."""
+        return type(self) is FGSM
 
     def perturb(
         self, network: nn.Module, x: Tensor, y: Tensor, eps: Tensor | None, key: Tensor

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from prunerob.attacks.attack import (
     misclassified,
     per_image,
 )
-from prunerob.attacks.replay import replayed
 from prunerob.networks.rewrite import rewrite
 from prunerob.noise import mix, uniform
 from prunerob.pixels import Pixels
@@ -43,13 +43,7 @@ class PGD(Attack):
         precision: of the gradient's computation; the iterate is always float32. "auto" takes
             bfloat16 on hardware that has it where every image's step is step_size and that is
             2/255 or more; "bfloat16" insists, and is refused for smaller steps.
-        cuda_graph: on a CUDA device, record all steps once as a CUDA graph and replay it for each
-            batch of the same shape, where the network has a rewrite (`prunerob.attacks.replay`).
-            Same iterates, fewer waits for Python. Not the default, for it was only run on a
-            stand-in for CUDA graphs so far: compare with a run without it first.
     """
-
-    sees_gradients: ClassVar[bool] = True
 
     eps: Pixels = Pixels(0.3)
     step_size: Pixels = Pixels(0.01)
@@ -57,7 +51,6 @@ class PGD(Attack):
     random_start: bool = True
     restarts: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Pixels(self.eps))
@@ -69,6 +62,18 @@ class PGD(Attack):
             raise ValueError(f"restarts of PGD: {self.restarts} without random_start are all equal")
         if self.precision == "bfloat16" and self.step_size < SMALLEST_BFLOAT16_STEP:
             raise ValueError(f"precision of PGD: steps of {self.step_size} vanish in bfloat16")
+
+    @property
+    def gradient_steps(self) -> int:
+        """Its steps."""
+        return self.steps
+
+    def harder(self, factor: int) -> Mapping[str, Attack]:
+        """More steps, and more restarts; see `Attack.harder`."""
+        return {
+            "steps": replace(self, steps=factor * self.steps),
+            "restarts": replace(self, restarts=factor * self.restarts, random_start=True),
+        }
 
     def perturb(
         self, network: nn.Module, x: Tensor, y: Tensor, eps: Tensor | None, key: Tensor
@@ -83,7 +88,7 @@ class PGD(Attack):
         def attempt(restart: int, images: Tensor | slice) -> Tensor:
             r, s = (v[images] if isinstance(v, Tensor) else v for v in (radius, step_size))
             start = self._start(x[images], r, key[images], restart)
-            return self._climb(network, x[images], y[images], start, r, s, self.steps, dtype)[0]
+            return climb(network, x[images], y[images], start, r, s, self.steps, dtype)[0]
 
         best = attempt(0, slice(None))
         if self.restarts == 1:
@@ -121,7 +126,7 @@ class PGD(Attack):
                 steps = min(STEPS_BETWEEN_CHECKS, self.steps - done)
                 last = done + steps == self.steps
                 for part in torch.split(right, batch_size):
-                    x_adv[part], logits = self._climb(
+                    x_adv[part], logits = climb(
                         fast, x[part], y[part], x_adv[part], self.eps, self.step_size, steps, dtype
                     )
                     lost = part if last else part[logits.argmax(1) != y[part]]
@@ -131,12 +136,6 @@ class PGD(Attack):
                 if not len(right):
                     return wrong
         return wrong
-
-    def _climb(self, network: nn.Module, *arguments: Any) -> tuple[Tensor, ...]:
-        """`climb`, replayed if that was asked for."""
-        if self.cuda_graph:
-            return replayed(climb, network, *arguments)
-        return climb(network, *arguments)
 
     def _gradient_dtype(self, device: torch.device, *, scaled: bool) -> torch.dtype:
         """The precision of gradients; images with an eps of their own may take smaller steps."""

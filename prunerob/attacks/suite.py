@@ -1,18 +1,46 @@
-"""A suite of attacks on one batch; the work that they share is done once."""
+"""A suite: the attacks of a test by their names, and the work that they share on a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields
-from importlib import import_module
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from prunerob.attacks.attack import Attack
-from prunerob.attacks.fgsm import FGSM
-from prunerob.attacks.pgd import PGD
+from prunerob.attacks.reading import read_attack
 from prunerob.pixels import Pixels
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a test attacks with; two are equal if their attacks are, name by name.
+
+    Args:
+        attacks: each under the name of its row in the table.
+        worst_case_attacks: those that count in the worst case alone.
+    """
+
+    attacks: Mapping[str, Attack] = field(default_factory=dict)
+    worst_case_attacks: Mapping[str, Attack] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Suite:
+        """The suite of a configuration's `model`, or of a result file's `suite`.
+
+        Args:
+            record: `attacks` and `worst_case_attacks`, in plain values.
+
+        Raises:
+            UserError: it is not what a configuration has.
+        """
+        groups = ("attacks", "worst_case_attacks")
+        return cls(*(_read_attacks(record.get(group) or {}) for group in groups))
+
+
+def _read_attacks(record: Mapping[str, Any]) -> dict[str, Attack]:
+    return {str(name): read_attack(attack) for name, attack in record.items()}
 
 
 def perturb_by_each(
@@ -20,8 +48,8 @@ def perturb_by_each(
 ) -> Iterator[Tensor]:
     """Attack a batch with every attack of a suite.
 
-    One gradient serves FGSM at all its radii: in a smaller ball, FGSM's example is the largest
-    ball's, moved to the nearest point of the smaller one.
+    Attacks that differ in their radius alone and whose examples are projections (FGSM) are made
+    once, in the largest ball.
 
     Args:
         attacks: the suite, by name.
@@ -34,63 +62,20 @@ def perturb_by_each(
         adversarial examples, float32, (B, C, H, W), of one attack after another, each made when
         it is asked for.
     """
-    signs = [attack for attack in attacks.values() if type(attack) is FGSM]
-    largest = {attack.label: attack for attack in sorted(signs, key=lambda attack: attack.eps)}
-    edges: dict[str, Tensor] = {}
+    projected = [attack for attack in attacks.values() if attack.is_projected]
+    by_radius = sorted(projected, key=lambda attack: attack.radius or 0.0)
+    largest = {_without_radius(attack): attack for attack in by_radius}
+    edges: dict[Attack, Tensor] = {}
     for attack in attacks.values():
-        if type(attack) is not FGSM:
+        if not attack.is_projected:
             yield attack(network, x, y, key=key)
             continue
-        if attack.label not in edges:
-            edges[attack.label] = largest[attack.label](network, x, y, key=key)
-        yield edges[attack.label].clamp(x - attack.eps, x + attack.eps)
+        alike = _without_radius(attack)
+        if alike not in edges:
+            edges[alike] = largest[alike](network, x, y, key=key)
+        radius = attack.radius or 0.0
+        yield edges[alike].clamp(x - radius, x + radius)
 
 
-def are_alike(a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether two suites have the same attacks by the same names, with the same settings.
-
-    A setting that one lacks, as it was written before there was a choice, stands at its default.
-
-    Args:
-        a: attacks by name as a configuration has them: `class_path` and `init_args`.
-        b: another suite.
-    """
-    return a.keys() == b.keys() and all(_in_full(a[name]) == _in_full(b[name]) for name in a)
-
-
-def is_same_test(a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether two tests have the same attacks, in the table and for the worst case alone.
-
-    Args:
-        a: `attacks` and `worst_case_attacks`, as a configuration has them.
-        b: those of another test.
-    """
-    groups = ("attacks", "worst_case_attacks")
-    return all(are_alike(a.get(group, {}), b.get(group, {})) for group in groups)
-
-
-def _in_full(attack: Mapping[str, Any]) -> dict[str, Any]:
-    """An attack's class and settings, with the defaults of those that are not written down."""
-    defaults = {f.name: f.default for f in fields(attack_class(attack)) if f.default is not MISSING}
-    plain = {k: str(v) if isinstance(v, Pixels) else v for k, v in defaults.items()}
-    return {**plain, **attack.get("init_args", {}), "class_path": attack["class_path"]}
-
-
-def attack_class(attack: Mapping[str, Any]) -> type[Attack]:
-    """The class of an attack as a configuration has it; `Attack` itself if it is not at hand."""
-    module, _, name = str(attack["class_path"]).rpartition(".")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, ValueError, AttributeError):
-        return Attack
-    return found if isinstance(found, type) and issubclass(found, Attack) else Attack
-
-
-def is_one_step(attack: Attack) -> bool:
-    """Whether an attack takes a single gradient step: FGSM, or PGD of one step."""
-    return isinstance(attack, FGSM) or (isinstance(attack, PGD) and attack.steps == 1)
-
-
-def one_step_eps(attack: Attack) -> float | None:
-    """The radius of an attack of a single gradient step, in pixel units of [0, 1], else None."""
-    return float(attack.eps) if isinstance(attack, FGSM | PGD) and is_one_step(attack) else None
+def _without_radius(attack: Attack) -> Attack:
+    return replace(attack, **{"eps": Pixels(0)})

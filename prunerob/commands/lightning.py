@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 import signal
 import sys
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import yaml
 from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
@@ -26,26 +25,29 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
 from prunerob.attacks import Attack
-from prunerob.attacks.suite import one_step_eps
+from prunerob.commands.mistakes import Parser, plain
 from prunerob.data import Augmentation, ImageDataModule
 from prunerob.errors import UserError
 from prunerob.pixels import Pixels
 from prunerob.pruning import Pruning
-from prunerob.robustness import files as outputs
 from prunerob.robustness.diagnostics import review
-from prunerob.runs.folder import (
-    CHECKPOINTS,
-    Run,
-    Weights,
-    find_weights,
-    load_weights,
-    read_checkpoint,
-)
+from prunerob.robustness.files import write, write_predictions
+from prunerob.robustness.show import show
+from prunerob.runs.folder import CHECKPOINTS, Run, check_writable
 from prunerob.runs.ranks import destroy_process_group, gather
+from prunerob.runs.weights import Weights, find_weights, load_weights, read_checkpoint
 from prunerob.schedules import Schedule
 from prunerob.training.checkpoints import Checkpoints, about_machine
 from prunerob.training.classifier import Classifier
 from prunerob.training.progress import Progress
+from prunerob.training.tensorboard import log_robustness
+
+NOT_FOR_USERS = {
+    *("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"),
+    *("verbose", "return_predictions"),
+    "weights_only",  # True always, so that no checkpoint can run code
+}
+"""Arguments of the Trainer's methods that the command line leaves out."""
 
 LOGGER = "pytorch_lightning.loggers.TensorBoardLogger"
 
@@ -114,45 +116,11 @@ def resolve(args: Sequence[str]) -> dict[str, Any]:
     Args:
         args: what follows `fit`.
     """
-    return _Configuration("fit", args, None).plain_config()
-
-
-class Parser(LightningArgumentParser):
-    """Tells a mistake in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Refuse the command line, or tell a caller inside jsonargparse why it does not parse."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        raise UserError(plain(message))
-
-
-def plain(message: str) -> str:
-    """A parser's explanation of a mistake, without the types that did not match either.
-
-    Args:
-        message: of jsonargparse: several lines, of which one matters.
-
-    Returns:
-        the key and what is wrong with it, in one line.
-    """
-    dull = r"- (Expected a <class 'NoneType'>|Expected a path but)|Given value type"
-    dull += r"|(- )?(Does not validate|Subtypes:|Errors:)|Given value: .{60}"
-    lines = [line.strip() for line in message.splitlines()]
-    text = " ".join(line.removeprefix("- ") for line in lines if not re.match(dull, line))
-    for pattern, shorter in (
-        (r'Parser key "([^"]*)":( -)?', r"\1:"),
-        (r"Problem with given class_path '([^']*)':", r"\1:"),
-        (r"<class '([^']*)'>", r"\1"),
-        (r"Type \S*Callable\[.*\] expects", "expected"),
-        (r"Expected a (typing\.)?", "expected "),
-        (r"[.;]? (Given|Got) value: NestedArg.*", ""),
-        (r" Given value: ", "; got "),
-        (r"Not of type Pixels: ", ""),
-        (r"expected dot import path string", "no such class"),
-    ):
-        text = re.sub(pattern, shorter, text)
-    return text or message
+    try:
+        _Reading("fit", args, None)
+    except _Parsed as parsed:
+        return parsed.config
+    raise AssertionError("a command line that is read ends when it is parsed")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -162,7 +130,7 @@ class SaveConfig(SaveConfigCallback):
         """Save, once, when a run begins; a run that goes on has its record already."""
         if stage != "fit" or not trainer.log_dir:
             return
-        outputs.check_writable(Path(trainer.log_dir))
+        check_writable(Path(trainer.log_dir))
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -185,6 +153,8 @@ class CommandLine(LightningCLI):
     def __init__(self, command: str, args: Sequence[str], weights: Weights | None) -> None:
         self.weights = weights
         self.goes_on = False
+        # This one alone: making the parser of a command takes seconds.
+        self.subcommands = lambda: {command: NOT_FOR_USERS}  # type: ignore[method-assign]
         super().__init__(
             model_class=Classifier,
             datamodule_class=ImageDataModule,
@@ -207,16 +177,6 @@ class CommandLine(LightningCLI):
         )
 
     # Parsing
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The commands, and the arguments of the Trainer's methods that are not for users.
-
-        `weights_only` is among them: True always, so that no checkpoint can run code.
-        """
-        inside = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
-        inside |= {"weights_only", "verbose", "return_predictions"}
-        return dict.fromkeys(("fit", "validate", "test", "predict"), inside)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One seed for everything: initial weights, order of images, noise of attacks."""
@@ -256,7 +216,7 @@ class CommandLine(LightningCLI):
                 raise UserError("trainer.logger: a run needs one, whose folder becomes the run's")
             return
         assert self.weights is not None
-        outputs.check_writable(self.weights.folder)
+        check_writable(self.weights.folder)
         config.trainer.logger = _logger(self.weights.folder) if self.subcommand == "test" else False
 
     def _goes_on(self, weights: Weights, config: Namespace) -> bool:
@@ -367,13 +327,10 @@ class CommandLine(LightningCLI):
         if model.robustness is None:
             raise UserError("trainer.limit_test_batches: 0 leaves nothing to test")
         config = self.plain_config()
-        suite = {group: config["model"][group] for group in ("attacks", "worst_case_attacks")}
-        warnings = review(
-            model.robustness,
-            suite["attacks"],
-            one_step_eps=one_step_eps(model.adversarial_training.attack),
-        )
-        about = {"seed": model.seed, **about_machine(model.device), "suite": suite}
+        training, suite = model.adversarial_training.attack, model.suite
+        warnings = review(model.robustness, suite.attacks, training=training)
+        record = {group: config["model"][group] for group in ("attacks", "worst_case_attacks")}
+        about = {"seed": model.seed, **about_machine(model.device), "suite": record}
         images = len(datamodule.test_dataloader().index)
         about["test_size"] = datamodule.test_size
         about["test_images"] = images
@@ -381,16 +338,16 @@ class CommandLine(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         if (tested := len(model.robustness.index)) < images:
-            outputs.show(model.robustness, weights, warnings, suite)
+            show(model.robustness, weights, warnings, suite)
             rank_zero_info(
                 f"Not written: {tested} of {images:,} test images are a trial; "
                 "data.test_size chooses fewer for good"
             )
             return
-        files = outputs.write(model.robustness, weights, about)
+        files = write(model.robustness, weights, about)
         settings = self._hyperparameters()
-        outputs.show_in_tensorboard(self.trainer, model.test_name, model.robustness, settings)
-        outputs.show(model.robustness, weights, warnings, suite)
+        log_robustness(self.trainer, model.test_name, model.robustness, settings)
+        show(model.robustness, weights, warnings, suite)
         rank_zero_info("Written: " + ", ".join(str(file) for file in files))
 
     def predict(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
@@ -403,7 +360,7 @@ class CommandLine(LightningCLI):
         together.sort(key=lambda batch: int(batch[0][0]))
         file = weights.folder / f"{weights.result('predictions').name}.csv"
         names, classes = datamodule.predict_names, datamodule.class_names
-        outputs.write_predictions(file, together, names, classes)
+        write_predictions(file, together, names, classes)
         rank_zero_info(f"Written: {file}")
 
     def _load(self, model: Classifier) -> Weights:
@@ -425,23 +382,22 @@ class CommandLine(LightningCLI):
         return flat
 
 
-class _Configuration(CommandLine):
+class _Parsed(Exception):  # noqa: N818  (no error)
+    """Ends a command line that was to be read, not run."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__("parsed")
+        self.config = config
+
+
+class _Reading(CommandLine):
     """A command line that is read, not run."""
 
-    def _set_seed(self) -> None:
-        pass
-
-    def before_instantiate_classes(self) -> None:
-        """Nothing is instantiated."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing is instantiated."""
-
-    def _add_instantiators(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and end there."""
+        super().parse_arguments(parser, args)
+        self.subcommand = self.config.subcommand
+        raise _Parsed(self.plain_config())
 
 
 def _flatten(value: object, name: str, into: dict[str, str | float]) -> None:

@@ -6,14 +6,15 @@ import tarfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
 from prunerob.data.augmentation import Augmentation, NoAugmentation
-from prunerob.data.images import ImageDataModule, Images
+from prunerob.data.batches import Images
+from prunerob.data.images import ImageDataModule
 from prunerob.errors import UserError
-from prunerob.robustness.files import check_writable
-from prunerob.runs.locks import locked
+from prunerob.runs.folder import check_writable
 
 
 class CIFAR10(ImageDataModule):
@@ -70,7 +71,7 @@ class CIFAR10(ImageDataModule):
         if self._is_intact() or not (self.download or archive.is_file()):
             return
         check_writable(folder)
-        with locked(folder / ".cifar10.lock", wait=True):
+        with FileLock(folder / ".cifar10.lock"):
             if self._is_intact():  # another process was faster
                 return
             damaged = archive.is_file() and not check_integrity(

@@ -11,12 +11,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from prunerob.data.augmentation import Augmentation, NoAugmentation
-from prunerob.data.images import (
-    ImageDataModule,
-    Images,
-    find_images,
-    read_image,
-)
+from prunerob.data.batches import Images
+from prunerob.data.files import find_images, read_image
+from prunerob.data.images import ImageDataModule
 from prunerob.errors import UserError
 
 

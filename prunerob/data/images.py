@@ -3,182 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from prunerob.data.augmentation import Augmentation, NoAugmentation
+from prunerob.data.batches import Batch, Batches, Images, check_form, stratified_order
+from prunerob.data.files import find_images, read_image
 from prunerob.errors import UserError
-from prunerob.noise import image_keys
-
-
-class Batch(NamedTuple):
-    """One batch.
-
-    Attributes:
-        x: images, float32, (B, C, H, W), pixels in [0, 1].
-        y: labels, int64, (B,); -1 where there is none.
-        indices: position of each image in its data set, int64, (B,).
-    """
-
-    x: Tensor
-    y: Tensor
-    indices: Tensor
-
-
-@dataclass(frozen=True)
-class Images:
-    """Labelled images: pixels uint8, (N, C, H, W), and labels int64, (N,)."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def to(self, device: torch.device) -> Images:
-        """The same images on a device."""
-        return Images(self.pixels.to(device), self.labels.to(device))
-
-
-class Batches:
-    """Batches of chosen images, in order or shuffled anew each epoch.
-
-    A batch is one gather from a tensor in memory, not a Python call per image. The order of an
-    epoch is a function of (seed, epoch) alone, so a resumed run sees the order it would have seen.
-
-    Where several ranks run together, each is served its part: of shuffled batches, which train,
-    every rank gets as many images of each; batches in order, which evaluate, are dealt out whole,
-    so that each is attacked as it would be on one device. A rank for which there is none gets an
-    empty one.
-
-    Args:
-        images: what to choose from.
-        index: positions of the images to serve, int64, (n,).
-        size: images per batch, over all ranks; the last may be smaller.
-        shuffle_seed: shuffle by this seed; None serves in the order of `index`.
-        epoch: says which epoch it is.
-        augmentation: of the images, by the same seed.
-        rank: whose part to serve, from 0.
-        ranks: how many run together.
-    """
-
-    def __init__(
-        self,
-        images: Images,
-        index: Tensor,
-        *,
-        size: int,
-        shuffle_seed: int | None = None,
-        epoch: Callable[[], int] = lambda: 0,
-        augmentation: Augmentation = NoAugmentation(),
-        rank: int = 0,
-        ranks: int = 1,
-    ) -> None:
-        self.images = images
-        self.index = index
-        self.augmentation = augmentation
-        self._prepared: Tensor | None = None
-        self.size = size
-        self.shuffle_seed = shuffle_seed
-        self.epoch = epoch
-        self.rank = rank
-        self.ranks = ranks
-
-    def __len__(self) -> int:
-        """Number of this rank's batches."""
-        batches = -(-len(self.index) // self.size)
-        if self.shuffle_seed is None:
-            batches = max(1, len(range(self.rank, batches, self.ranks)))
-        return batches
-
-    def first(self, batch: int) -> int:
-        """Place of the first image of one of this rank's batches among all images served."""
-        if self.shuffle_seed is None:
-            batch = batch * self.ranks + self.rank
-        return batch * self.size
-
-    def weight(self, batch: int) -> float:
-        """This rank's share of the images of a training batch, times the number of ranks.
-
-        The mean over ranks of their losses, times this, is the mean over the whole batch's images.
-        """
-        images = min(self.size, len(self.index) - self.first(batch))
-        return len(range(self.rank, images, self.ranks)) * self.ranks / images
-
-    def __iter__(self) -> Iterator[Batch]:
-        index, seed, epoch = self.index, self.shuffle_seed or 0, self.epoch()
-        if self.shuffle_seed is not None:
-            generator = np.random.default_rng([self.shuffle_seed, epoch])
-            index = index[torch.from_numpy(generator.permutation(len(index)))]
-        if self._prepared is None:
-            self._prepared = self.augmentation.prepare(self.images.pixels)
-        index = index.to(self.images.pixels.device)
-        keys = image_keys(index, seed=seed, purpose="augmentation", epoch=epoch)
-        batches = list(
-            zip(torch.split(index, self.size), torch.split(keys, self.size), strict=True)
-        )
-        for chosen, key in self._part(batches):
-            pixels = self.augmentation.take(self._prepared, chosen, key)
-            yield Batch(pixels.float().div_(255), self.images.labels[chosen], chosen)
-
-    def _part(self, batches: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """What this rank gets of all batches: an index and keys for each of its own."""
-        if self.shuffle_seed is None:
-            index, keys = batches[0]
-            return list(batches[self.rank :: self.ranks]) or [(index[:0], keys[:0])]
-        # A rank that gets nothing of the last batch takes part with an image of weight 0.
-        parts = [
-            slice(self.rank, None, self.ranks) if self.rank < len(index) else slice(0, 1)
-            for index, _ in batches
-        ]
-        return [(index[p], keys[p]) for (index, keys), p in zip(batches, parts, strict=True)]
-
-
-def _check(images: Images, name: str) -> None:
-    """See that images are as `Images` has them: other pixels would be scaled wrongly, silently.
-
-    Raises:
-        UserError: they are not.
-    """
-    pixels, labels = images.pixels, images.labels
-    for what, tensor, dtype, shape in (
-        ("pixels", pixels, torch.uint8, ("N", "C", "H", "W")),
-        ("labels", labels, torch.int64, ("N",)),
-    ):
-        if tensor.dtype != dtype or tensor.dim() != len(shape):
-            raise UserError(
-                f"{name} have {what} of {tensor.dtype}, {tuple(tensor.shape)}, and should have "
-                f"{dtype}, ({', '.join(shape)})"
-            )
-    if len(pixels) != len(labels) or not len(labels):
-        raise UserError(f"{name} are {len(pixels)}, their labels {len(labels)}")
-    if int(labels.min()) < 0:
-        raise UserError(f"{name} have a label below 0; classes count from 0")
-
-
-def stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """A random order of images in which every prefix holds the classes in their proportions.
-
-    Args:
-        labels: int64, (N,).
-        seed: of the draw.
-
-    Returns:
-        positions, int64, (N,).
-    """
-    labels = labels.cpu()
-    generator = np.random.default_rng(seed)
-    place = torch.empty(len(labels), dtype=torch.float64)
-    for label in torch.unique(labels):
-        members = (labels == label).nonzero().squeeze(1)
-        members = members[torch.from_numpy(generator.permutation(len(members)))]
-        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    return place.argsort(stable=True)
 
 
 class ImageDataModule(LightningDataModule):
@@ -351,64 +186,9 @@ class ImageDataModule(LightningDataModule):
         if self._loaded is None:
             loaded = self.load()
             for name, images in zip(("training", "test"), loaded, strict=True):
-                _check(images, f"{type(self).__name__}.load: the {name} images")
+                check_form(images, f"{type(self).__name__}.load: the {name} images")
             self._loaded = loaded
         return self._loaded
 
     def _training_order(self) -> Tensor:
         return stratified_order(self._images()[0].labels, self.SPLIT_SEED)
-
-
-def find_images(folder: Path, setting: str) -> list[Path]:
-    """PNG and JPEG files below a folder, sorted by path.
-
-    Args:
-        folder: to look in.
-        setting: that named it, for errors.
-
-    Raises:
-        UserError: there is no such folder, or no image in it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{setting}: {folder} is not a folder")
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in (".png", ".jpg", ".jpeg")
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
-    if not files:
-        raise UserError(f"{setting}: {folder} holds no .png, .jpg or .jpeg file")
-    return files
-
-
-def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
-    """Read one image, as grey or as colour as the data set is.
-
-    Args:
-        file: PNG or JPEG.
-        shape: (C, H, W) that it must have; (C,) for any size.
-
-    Returns:
-        pixels, uint8, (C, H, W).
-
-    Raises:
-        UserError: the file is no readable image, or has another size.
-    """
-    pixels: Tensor
-    try:
-        mode = ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB
-        pixels = decode_image(str(file), mode, apply_exif_orientation=True)
-    except RuntimeError:
-        raise UserError(f"{file}: not a readable PNG or JPEG image") from None
-    if pixels.dim() != 3 or len(pixels) != shape[0]:  # GIF or WebP under another name
-        raise UserError(f"{file}: not a PNG or JPEG image, whatever it is called; convert it")
-    if pixels.dtype != torch.uint8:
-        raise UserError(f"{file}: has more than 8 bits a colour; convert it to 8")
-    if len(shape) > 1 and pixels.shape[1:] != shape[1:]:
-        height, width = pixels.shape[1:]
-        raise UserError(
-            f"{file}: {width}x{height} pixels, but the data set's are {shape[2]}x{shape[1]}"
-        )
-    return pixels

@@ -8,7 +8,8 @@ from importlib.resources import files
 import numpy as np
 import torch
 
-from prunerob.data.images import ImageDataModule, Images
+from prunerob.data.batches import Images
+from prunerob.data.images import ImageDataModule
 from prunerob.errors import UserError
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunerob.networks.channels import ChannelMap, Channels, writers
+from prunerob.networks.modes import evaluating
 from prunerob.networks.rewrite import layout_of
 
 Positions = tuple[Tensor | None, Tensor | None]
@@ -141,7 +142,7 @@ class NarrowCopy:
 
     @torch.no_grad()
     def agrees(self, x: Tensor) -> bool:
-        """Whether both networks answer the same up to rounding; called in evaluation mode.
+        """Whether both networks answer the same up to rounding, in evaluation mode.
 
         They do not where a network depends on its number of channels, as by `view(-1, 1600)`, or a
         normalisation over several channels.
@@ -149,7 +150,7 @@ class NarrowCopy:
         Args:
             x: images, float, (B, C, H, W).
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with evaluating(self.wide), torch.autocast(x.device.type, enabled=False):
             wide = self.wide(x)
             try:
                 narrow = self.update_narrow()(x)

@@ -35,11 +35,7 @@ class Rewrite(nn.Module, ABC):
 
 
 class Rewritable(Protocol):
-    """A network that knows an exact rewrite of itself.
-
-    Rewrite and logits are functions of weights, images and the modules' settings alone: replayed
-    attacks (`prunerob.attacks.replay`) ask for them once and repeat what they did.
-    """
+    """A network that knows an exact rewrite of itself."""
 
     def rewrite(self, shape: torch.Size) -> Rewrite | None:
         """Lay out the present weights; called once per attack, in evaluation mode.

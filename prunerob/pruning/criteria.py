@@ -8,13 +8,14 @@ comparable across layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from prunerob.errors import UserError
 from prunerob.networks.channels import channels_of
 from prunerob.noise import image_keys, uniform
 
@@ -80,6 +81,21 @@ def random_filters(network: nn.Module, seed: int) -> Scores:
     return {name: _random(name, weight.shape[:1], seed) for name, weight in _filters(network)}
 
 
+CRITERIA: Mapping[str, Criterion] = {
+    "weight": weight_magnitude,
+    "filter": filter_l1,
+    "random_weight": random_weights,
+    "random_filter": random_filters,
+}
+"""Short names; any function can be named by its import path."""
+
+
+def path_of(name: str) -> str:
+    """The import path of a criterion by its short name, or the path that it is."""
+    function = CRITERIA.get(name)
+    return f"prunerob.pruning.{getattr(function, '__name__', '')}" if function else name
+
+
 def _weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
@@ -94,6 +110,58 @@ def _filters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _random(name: str, shape: torch.Size, seed: int) -> Tensor:
     key = image_keys(torch.zeros(1, dtype=torch.int64), seed=seed, purpose=f"prune {name}")
     return uniform(key, shape)[0]
+
+
+def scores_filters(scores: Scores) -> bool:
+    """Whether scores are per filter (vectors) rather than per weight."""
+    return all(score.dim() == 1 for score in scores.values())
+
+
+def check_scores(network: nn.Module, scores: Scores) -> None:
+    """See that scores are all per weight, or all per filter of convolutions that can be pruned.
+
+    Args:
+        network: the network that was scored.
+        scores: from a criterion, in each parameter's shape or (filters,).
+
+    Raises:
+        UserError: they are not.
+    """
+    if scores_filters(scores):
+        known = {f"{name}.weight" for name in channels_of(network)}
+        if unknown := sorted(scores.keys() - known):
+            raise UserError(
+                f"pruning.criterion: it scores the filters of {unknown[0]}, which "
+                f"{type(network).__name__}.channels() does not have"
+            )
+    elif any(scores[name].dim() != network.get_parameter(name).dim() for name in scores):
+        raise UserError(
+            "pruning.criterion: it scores some layers by filter and others by weight; choose one"
+        )
+
+
+def without(scores: Scores, excluded: Collection[str]) -> Scores:
+    """Scores without the layers to leave out.
+
+    Args:
+        scores: from a criterion.
+        excluded: names of layers ("conv1") or of blocks ("stage1" leaves out all inside it).
+
+    Raises:
+        UserError: a name is no layer's, or nothing is left.
+    """
+    for layer in excluded:
+        if not any(name.startswith(f"{layer}.") for name in scores):
+            known = ", ".join(name.removesuffix(".weight") for name in scores)
+            raise UserError(f"pruning.exclude: no prunable layer {layer!r}; there are {known}")
+    left = {
+        name: score
+        for name, score in scores.items()
+        if not any(name.startswith(f"{layer}.") for layer in excluded)
+    }
+    if not left:
+        raise UserError("pruning.exclude: leaves out every layer; use pruning.epoch null instead")
+    return left
 
 
 def name_of(criterion: Criterion) -> str:

@@ -14,8 +14,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prunerob.attacks import FGSM, PGD
-from prunerob.reports.results import CONTROL, Point, Results
+from prunerob.reports.networks import CONTROL, Point
+from prunerob.reports.results import Results
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK = (
     "#0072B2",
@@ -48,7 +48,7 @@ def difference_figure(results: Results) -> Figure:
     bars are standard deviations over seeds; the hollow marks at 0 are the control.
     """
     trainings, methods = results.recipes, results.methods
-    columns = ["natural", results.column_of(FGSM), results.column_of(PGD)]
+    columns = ["natural", results.one_step_column(), results.many_steps_column()]
     figure = Figure(
         figsize=(1 + 3 * len(trainings), 0.8 + 2.3 * len(methods)), layout="constrained"
     )
@@ -117,7 +117,7 @@ def _difference_curve(
 
 def trade_off_figure(results: Results) -> Figure:
     """Robust against natural accuracy; the area of a mark is the share of parameters left."""
-    robust = results.column_of(PGD) or results.columns[-1]
+    robust = results.many_steps_column() or results.columns[-1]
     trainings = results.recipes
     figure = Figure(figsize=(1 + 3 * len(trainings), 3.8), layout="constrained")
     grid = figure.subplots(1, len(trainings), squeeze=False)

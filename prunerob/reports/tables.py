@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from io import StringIO
 from statistics import mean
 
-from prunerob.attacks import PGD
-from prunerob.reports.results import Difference, Point, Results, mean_and_spread
-from prunerob.robustness.table import wilson_interval
+from prunerob.reports.networks import Point
+from prunerob.reports.results import Difference, Results
+from prunerob.statistics import mean_and_spread, wilson_interval
 
 NOTHING = "–"
 
@@ -155,7 +155,7 @@ def operating_points(results: Results, *, tolerance: float) -> Table:
         results: all of them.
         tolerance: in percentage points.
     """
-    robust = results.column_of(PGD)
+    robust = results.many_steps_column()
     rows, images = [], set()
     for recipe in results.recipes:
         for method in results.methods:

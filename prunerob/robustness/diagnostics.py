@@ -1,30 +1,94 @@
-"""What a careful reviewer would object to: warnings about a test, and tests of differences."""
+"""How far a test can be trusted: is there a gradient, has it converged, is an attack too weak?
+
+What a careful reviewer asks of a robust accuracy (Carlini et al., "On Evaluating Adversarial
+Robustness", arXiv:1902.06705; Athalye et al., arXiv:1802.00420).
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
-from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from prunerob.attacks import FGSM, PGD, Attack, BlackBox
-from prunerob.attacks.suite import attack_class
-from prunerob.pixels import Pixels
-from prunerob.robustness.table import Robustness
+from prunerob.attacks import Attack
+from prunerob.attacks.attack import input_gradient, misclassified
+from prunerob.networks.modes import evaluating
+from prunerob.robustness.table import Convergence, Robustness, Scrutiny
+from prunerob.statistics import SIGNIFICANT, mcnemar
 
-SIGNIFICANT = 0.05
+FACTOR = 5
+"""How many times the work an attack is tried with."""
 UNCONVERGED = 0.01
-"""Accuracy that PGD may lose with more work before it counts as not converged; 3 images anyway."""
+"""Accuracy that it may lose with more work before it has not converged; 3 images anyway."""
 ZERO_GRADIENTS = 0.01
-"""Share of images without a gradient from which on it is told."""
-
-Suite = Mapping[str, Mapping[str, Any]]
-"""Attacks by name as a configuration has them: `class_path` and `init_args`."""
+"""Share of images without a gradient from which on there is a warning."""
 
 
-def review(robustness: Robustness, suite: Suite, *, one_step_eps: float | None = None) -> list[str]:
+def scrutinize(
+    network: nn.Module,
+    suite: Mapping[str, Attack],
+    x: Tensor,
+    y: Tensor,
+    *,
+    key: Tensor,
+) -> Scrutiny:
+    """Try the attacks of a suite harder on a batch.
+
+    Args:
+        network: from pixels in [0, 1] to logits, in evaluation mode; left exactly as it was
+            found.
+        suite: the attacks, by name.
+        x: images, float32, (B, C, H, W), pixels in [0, 1].
+        y: true labels, int64, (B,).
+        key: int64, (B,), what each image's noise is a function of: that of the test.
+
+    Returns:
+        what was seen.
+    """
+
+    def right(attack: Attack) -> int:
+        wrong = misclassified(network, attack(network, x, y, key=key), y)
+        return len(y) - int(wrong.sum())
+
+    with evaluating(network), torch.inference_mode(False), torch.enable_grad():
+        gradient, _ = input_gradient(network, x.clone(), y.clone(), torch.float32)
+    flat = int((gradient.flatten(1) == 0).all(1).sum())
+
+    convergence = [
+        Convergence(
+            attack=name,
+            correct=right(attack),
+            more={what: right(more) for what, more in harder.items()},
+            factor=FACTOR,
+        )
+        for name, attack in suite.items()
+        if (harder := attack.harder(FACTOR))
+    ]
+    return Scrutiny(images=len(y), zero_gradients=flat, convergence=convergence)
+
+
+def sum_up(parts: Sequence[Scrutiny]) -> Scrutiny:
+    """What was seen on several batches, with the same suite; one or more."""
+    return Scrutiny(
+        images=sum(part.images for part in parts),
+        zero_gradients=sum(part.zero_gradients for part in parts),
+        convergence=[
+            Convergence(
+                attack=first.attack,
+                correct=sum(part.convergence[i].correct for part in parts),
+                more={
+                    what: sum(part.convergence[i].more[what] for part in parts)
+                    for what in first.more
+                },
+                factor=first.factor,
+            )
+            for i, first in enumerate(parts[0].convergence)
+        ],
+    )
+
+
+def review(robustness: Robustness, suite: Mapping[str, Attack], *, training: Attack) -> list[str]:
     """Read a test as a reviewer would, for signs that its attacks were too weak.
 
     Gradients that are masked make a network look more robust than it is (Athalye et al.,
@@ -32,48 +96,54 @@ def review(robustness: Robustness, suite: Suite, *, one_step_eps: float | None =
 
     Args:
         robustness: the test.
-        suite: its attacks.
-        one_step_eps: radius of the single step that the network was trained against, in pixel
-            units of [0, 1]; None of other training.
+        suite: its attacks, by name.
+        training: the attack that the network was trained against.
 
     Returns:
         warnings, a line each.
     """
     warnings = []
-    for name, attack in _of_kind(PGD, suite).items():
-        for other, one_step in _of_kind(FGSM, suite).items():
-            if eps(one_step) != eps(attack):
+    for name, attack in suite.items():
+        for other, weaker in suite.items():
+            if attack.radius is None or attack.radius != weaker.radius:
                 continue
-            ours, theirs = (robustness.correct(attack) for attack in (name, other))
-            is_of_training = eps(one_step) == one_step_eps
-            if is_of_training and overfits_to_one_step(int(ours.sum()), int(theirs.sum())):
-                warnings.append(
-                    f"catastrophic overfitting: {_percent(theirs)} under {other}, the attack of "
-                    f"the training, but {_percent(ours)} under {name}"
-                )
-            elif _is_above(ours, theirs):
-                warnings.append(
-                    f"{name} is weaker than {other} at the same eps ({_percent(ours)} against "
-                    f"{_percent(theirs)} right): gradients are masked, or PGD has not converged; "
-                    "quote the worst case"
-                )
-    for name, attack in _of_kind(BlackBox, suite).items():
-        attacked = robustness.attacked(name)
-        blind = robustness.correct(name)[attacked]
-        for other, seeing in suite.items():
-            if not attack_class(seeing).sees_gradients:
-                continue
-            both = robustness.correct(other)[attacked]
-            if eps(seeing) == eps(attack) and _is_above(both, blind):
-                warnings.append(
-                    f"{name} beats {other} without a gradient ({_percent(blind)} against "
-                    f"{_percent(both)} right on the same images): gradients are masked"
-                )
+            if attack.gradient_steps > 1 and weaker.is_one_step:
+                warnings += _against_one_step(robustness, name, other, weaker, training)
+            elif weaker.sees_gradients and attack.learns:
+                warnings += _against_black_box(robustness, name, other)
     return warnings + _scrutiny_warnings(robustness)
 
 
-def _of_kind(kind: type[Attack], suite: Suite) -> Suite:
-    return {name: a for name, a in suite.items() if issubclass(attack_class(a), kind)}
+def _against_one_step(
+    robustness: Robustness, name: str, other: str, one_step: Attack, training: Attack
+) -> list[str]:
+    """What is to be said of an attack of many steps beside one of a single step."""
+    ours, theirs = robustness.correct(name), robustness.correct(other)
+    is_of_training = training.is_one_step and training.radius == one_step.radius
+    if is_of_training and overfits_to_one_step(int(ours.sum()), int(theirs.sum())):
+        return [
+            f"catastrophic overfitting: {_percent(theirs)} under {other}, the attack of "
+            f"the training, but {_percent(ours)} under {name}"
+        ]
+    if _is_above(ours, theirs):
+        return [
+            f"{name} is weaker than {other} at the same eps ({_percent(ours)} against "
+            f"{_percent(theirs)} right): gradients are masked, or {name} has not converged; "
+            "quote the worst case"
+        ]
+    return []
+
+
+def _against_black_box(robustness: Robustness, name: str, other: str) -> list[str]:
+    """What is to be said of an attack without gradients that beats one with them."""
+    attacked = robustness.attacked(name)
+    blind, seeing = (robustness.correct(attack)[attacked] for attack in (name, other))
+    if not _is_above(seeing, blind):
+        return []
+    return [
+        f"{name} beats {other} without a gradient ({_percent(blind)} against "
+        f"{_percent(seeing)} right on the same images): gradients are masked"
+    ]
 
 
 def _scrutiny_warnings(robustness: Robustness) -> list[str]:
@@ -82,16 +152,16 @@ def _scrutiny_warnings(robustness: Robustness) -> list[str]:
         return []
     n = scrutiny.images
     warnings = []
-    for pgd in scrutiny.convergence:
+    for tried in scrutiny.convergence:
         told = [
-            f"{pgd.factor} times the {what} leave {100 * right / n:.1f} %"
-            for what, right in (("steps", pgd.more_steps), ("restarts", pgd.more_restarts))
-            if pgd.correct - right > max(3, UNCONVERGED * n)
+            f"{tried.factor} times the {what} leave {100 * right / n:.1f} %"
+            for what, right in tried.more.items()
+            if tried.correct - right > max(3, UNCONVERGED * n)
         ]
         if told:
             warnings.append(
-                f"{pgd.attack} has not converged: of {n:,} images {100 * pgd.correct / n:.1f} % "
-                f"are right, {' and '.join(told)}"
+                f"{tried.attack} has not converged: of {n:,} images "
+                f"{100 * tried.correct / n:.1f} % are right, {' and '.join(told)}"
             )
     if scrutiny.zero_gradients >= max(1, ZERO_GRADIENTS * n):
         warnings.append(
@@ -113,75 +183,6 @@ def overfits_to_one_step(robust: int, one_step: int) -> bool:
         one_step: of the same images, those classified right under the single step.
     """
     return 2 * robust < one_step
-
-
-def kind(attack: Mapping[str, Any]) -> str:
-    """The name of an attack's class."""
-    return str(attack["class_path"]).rsplit(".", 1)[-1]
-
-
-def eps(attack: Mapping[str, Any]) -> float | None:
-    """An attack's radius, in pixel units of [0, 1]; None if it has none."""
-    value = attack.get("init_args", {}).get("eps")
-    return None if value is None else float(Pixels(value))
-
-
-def mcnemar(a: Tensor, b: Tensor) -> float:
-    """The exact test of McNemar (1947): do two accuracies on the same images differ?
-
-    Only images on which one is right and the other wrong count; if there is no difference, either
-    is as likely to be the one.
-
-    Args:
-        a: classified right by one, bool, (N,).
-        b: by the other, in the same order, bool, (N,).
-
-    Returns:
-        p-value, two-sided, in [0, 1].
-
-    Example:
-        >>> a = torch.tensor([True] * 10)
-        >>> round(mcnemar(a, torch.tensor([False] * 6 + [True] * 4)), 4)
-        0.0312
-    """
-    return sign_test(int((a & ~b).sum()), int((b & ~a).sum()))
-
-
-def sign_test(for_a: int, for_b: int) -> float:
-    """Two-sided p-value, in [0, 1], of a fair coin that fell so many times on either side."""
-    n = for_a + for_b
-    term = tail = 1  # ways to fall 0 times on one side; then 1, 2, ...
-    for k in range(min(for_a, for_b)):
-        term = term * (n - k) // (k + 1)
-        tail += term
-    # Integers, however large: their quotient is exact where floats would overflow.
-    return min(1.0, 2 * tail / (1 << n))
-
-
-def t_test(values: Sequence[float], *, resolution: float = 0.0) -> float | None:
-    """Two-sided p-value, in [0, 1], of Student's t test that the mean of some values is 0.
-
-    Args:
-        values: a sample.
-        resolution: the step in which values are counted: their spread is taken to be no smaller,
-            as a few that coincide say nothing about those to come.
-
-    Returns:
-        None of a single value, which says nothing about others.
-
-    Example:
-        >>> round(t_test([1.0, 2.0]), 3)
-        0.205
-    """
-    if len(values) < 2:
-        return None
-    from scipy.special import stdtr  # needed by reports alone
-
-    center, spread = mean(values), max(stdev(values), resolution)
-    if spread == 0:
-        return float(center == 0)
-    t = center / (spread / math.sqrt(len(values)))
-    return 2 * float(stdtr(len(values) - 1, -abs(t)))
 
 
 def _is_above(a: Tensor, b: Tensor) -> bool:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prunerob.errors import UserError
+from prunerob.statistics import wilson_interval
 
 WORST_CASE = "worst case"
+MORE = "more_"
+"""How JSON's keys begin for what was tried with more work."""
 FOOLED_BY = "fooled in the worst case by"
 """Heading of the last column of the file of images."""
 
@@ -72,32 +73,43 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class Convergence:
-    """Whether PGD would have found more with more work, on the images of a `Scrutiny`.
+    """Whether an attack would have found more with more work, on the images of a `Scrutiny`.
 
     Args:
         attack: the attack's name.
         correct: images classified right under the attack as it is.
-        more_steps: with `factor` times as many steps.
-        more_restarts: with as many times the restarts.
+        more: those that are left by more of something, such as "steps" or "restarts".
         factor: how much more.
     """
 
     attack: str
     correct: int
-    more_steps: int
-    more_restarts: int
+    more: Mapping[str, int]
     factor: int
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Convergence:
+        """Read what `to_plain` wrote."""
+        more = {k.removeprefix(MORE): v for k, v in plain.items() if k.startswith(MORE)}
+        return cls(
+            attack=plain["attack"], correct=plain["correct"], more=more, factor=plain["factor"]
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        more = {f"{MORE}{what}": correct for what, correct in self.more.items()}
+        return {"attack": self.attack, "correct": self.correct, **more, "factor": self.factor}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scrutiny:
-    """How far gradients and PGD can be trusted, seen on some of the test images.
+    """How far gradients and attacks can be trusted, seen on some of the test images.
 
     Args:
         images: number of images looked at.
         zero_gradients: those on which the gradient of the loss is exactly 0 everywhere, in
             float32: gradient attacks do not move from there.
-        convergence: of each PGD in the suite.
+        convergence: of each attack in the suite that there is more of.
     """
 
     images: int
@@ -191,8 +203,11 @@ class Robustness:
             ]
             scrutiny = about.get("scrutiny")
             if scrutiny:
-                found = [Convergence(**pgd) for pgd in scrutiny["convergence"]]
-                scrutiny = Scrutiny(**{**scrutiny, "convergence": found})
+                scrutiny = Scrutiny(
+                    images=scrutiny["images"],
+                    zero_gradients=scrutiny["zero_gradients"],
+                    convergence=[Convergence.from_plain(c) for c in scrutiny["convergence"]],
+                )
             robustness = cls(
                 rows=rows,
                 searches=searches,
@@ -235,7 +250,11 @@ class Robustness:
                 for search in self.searches
             ]
         if self.scrutiny:
-            found["scrutiny"] = asdict(self.scrutiny)
+            found["scrutiny"] = {
+                "images": self.scrutiny.images,
+                "zero_gradients": self.scrutiny.zero_gradients,
+                "convergence": [tried.to_plain() for tried in self.scrutiny.convergence],
+            }
         return json.dumps(found, indent=2) + "\n"
 
     def to_csv(self) -> str:
@@ -299,143 +318,6 @@ class Robustness:
         return file.getvalue()
 
 
-@dataclass
-class RobustnessRecorder:
-    """Collects what a test sees, batch by batch."""
-
-    _seconds: dict[str, float] = field(default_factory=dict)
-    _parts: dict[str, list[tuple[Tensor, ...]]] = field(default_factory=dict)
-    _searches: dict[str, list[Search]] = field(default_factory=dict)
-    _learned: dict[str, Mapping[str, float]] = field(default_factory=dict)
-
-    @classmethod
-    def of_all(cls, recorders: Sequence[RobustnessRecorder]) -> RobustnessRecorder:
-        """What several ranks have seen; seconds are those of all together."""
-        together = cls()
-        for recorder in recorders:
-            for name, parts in recorder._parts.items():
-                together._parts.setdefault(name, []).extend(parts)
-            for name, seconds in recorder._seconds.items():
-                together._seconds[name] = together._seconds.get(name, 0.0) + seconds
-            for name, searches in recorder._searches.items():
-                together._searches.setdefault(name, []).extend(searches)
-            together._learned |= recorder._learned
-        return together
-
-    def note_learned(self, attack: str, learned: Mapping[str, float], seconds: float) -> None:
-        """Note what an attack learned before it attacked, and how long that took."""
-        self._learned[attack] = learned
-        self._seconds[attack] = seconds
-
-    def add(
-        self,
-        attack: str,
-        *,
-        index: Tensor,
-        label: Tensor,
-        prediction: Tensor,
-        margin: Tensor,
-        start: float,
-    ) -> None:
-        """Note one attack on one batch.
-
-        Args:
-            attack: its name.
-            index: position of each image in its data set, int64, (B,).
-            label: true labels, int64, (B,).
-            prediction: predicted labels, int64, (B,); -1 for an image that the attack leaves out.
-            margin: true logit minus the largest other one, float32, (B,).
-            start: `perf_counter()` when the attack began. The clock is read after the results
-                have come to the CPU, so that a GPU's time is counted in full.
-        """
-        part = tuple(t.cpu().clone() for t in (index, label, prediction, margin))
-        self._parts.setdefault(attack, []).append(part)
-        self._seconds[attack] = self._seconds.get(attack, 0.0) + perf_counter() - start
-
-    def add_search(self, attack: str, *, index: Tensor, fooled: Tensor, start: float) -> None:
-        """Note one attack that counts in the worst case alone, on some images.
-
-        Args:
-            attack: its name.
-            index: position of each attacked image in its data set, int64, (n,).
-            fooled: whether the network got it wrong, bool, (n,).
-            start: as in `add`.
-        """
-        found = index[fooled].cpu()
-        search = Search(
-            attack=attack, images=len(index), fooled=found, seconds=perf_counter() - start
-        )
-        self._searches.setdefault(attack, []).append(search)
-
-    def robustness(self) -> Robustness:
-        """Sum up.
-
-        Raises:
-            RuntimeError: an image was counted twice.
-        """
-        columns = {
-            name: [torch.cat(column) for column in zip(*parts, strict=True)]
-            for name, parts in self._parts.items()
-        }
-        # In the order of the images, whoever saw them.
-        order = next(iter(columns.values()))[0].argsort()
-        columns = {name: [c[order] for c in column] for name, column in columns.items()}
-        index, label = next(iter(columns.values()))[:2]
-        if len(torch.unique(index)) != len(index):
-            raise RuntimeError("an image was tested twice")
-        found = Robustness(
-            rows=(),
-            searches=[
-                Search(
-                    attack=name,
-                    images=sum(part.images for part in parts),
-                    fooled=torch.cat([part.fooled for part in parts]),
-                    seconds=sum(part.seconds for part in parts),
-                )
-                for name, parts in self._searches.items()
-            ],
-            index=index,
-            label=label,
-            predictions={name: column[2] for name, column in columns.items()},
-            margins={name: column[3] for name, column in columns.items()},
-        )
-        seconds = dict(self._seconds)
-        seconds[WORST_CASE] = sum(seconds.values()) + sum(s.seconds for s in found.searches)
-        rows = [
-            Row(
-                attack=name,
-                correct=int(found.correct(name).sum()),
-                images=int(found.attacked(name).sum()),
-                seconds=seconds[name],
-                learned=self._learned.get(name, {}),
-            )
-            for name in (*columns, WORST_CASE)
-        ]
-        return replace(found, rows=rows)
-
-
 def _integers(column: Sequence[str]) -> Tensor:
     """Numbers as in the file of images, int64; -1 for nothing."""
     return torch.tensor([int(value or -1) for value in column])
-
-
-def wilson_interval(correct: int, images: int) -> tuple[float, float]:
-    """95 % confidence interval of a share (Wilson, 1927): honest near 0 and 1 too.
-
-    Args:
-        correct: successes.
-        images: trials, 1 or more.
-
-    Returns:
-        lower and upper bound, in [0, 1].
-
-    Example:
-        >>> [round(bound, 4) for bound in wilson_interval(9900, 10000)]
-        [0.9879, 0.9918]
-    """
-    z = 1.959963984540054
-    share = correct / images
-    center = share + z * z / (2 * images)
-    spread = z * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
-    scale = 1 + z * z / images
-    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)

@@ -23,6 +23,11 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process's number among them, from 0."""
+    return dist.get_rank() if ranks() > 1 else 0
+
+
 def gather(value: T) -> list[T]:
     """What every rank has, in their order; all must ask.
 

@@ -17,8 +17,8 @@ from time import monotonic
 from typing import Any
 
 from prunerob.errors import UserError
+from prunerob.sweeps.job import Job
 from prunerob.sweeps.machine import Place, Unfit, look, run
-from prunerob.sweeps.plan import Job
 from prunerob.sweeps.processes import cores
 from prunerob.sweeps.worker import forget_ranks
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from prunerob.sweeps.plan import Job
+from prunerob.sweeps.job import Job
 
 
 class Work(Protocol):

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from prunerob import __version__
 from prunerob.errors import UserError
-from prunerob.runs.locks import locked
 from prunerob.sweeps.worker import forget_ranks, work
 
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "numpy")
@@ -115,9 +116,9 @@ def look(place: Place, sweeps: Sequence[Path]) -> list[Path]:
     loose = []
     for folder in sweeps:
         try:
-            with locked(folder / ".lock", wait=False):
+            with FileLock(folder / ".lock", timeout=0):
                 loose.append(folder)
-        except BlockingIOError:
+        except Timeout:
             pass
     return loose
 

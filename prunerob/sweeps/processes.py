@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from prunerob.sweeps.plan import Job
+from prunerob.sweeps.job import Job
 from prunerob.sweeps.progress import last_line
 from prunerob.sweeps.worker import forget_ranks, work
 

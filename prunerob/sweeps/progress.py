@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunerob.sweeps.executor import Executor, Work
-from prunerob.sweeps.plan import Job
+from prunerob.sweeps.job import Job
 
 
 @dataclass

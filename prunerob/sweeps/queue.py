@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from functools import partial
 from time import monotonic, sleep
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.live import Live
 
 from prunerob.errors import UserError
-from prunerob.runs.locks import locked
 from prunerob.sweeps.executor import Executor
-from prunerob.sweeps.plan import Job
+from prunerob.sweeps.job import Job
 from prunerob.sweeps.progress import Running, SweepProgress, epochs_done
 
 POLL = 0.2
@@ -36,8 +36,8 @@ def run_jobs(jobs: Sequence[Job], executor: Executor) -> dict[Job, str]:
         for folder in sorted({job.sweep for job in jobs}):
             folder.mkdir(parents=True, exist_ok=True)
             try:  # two would train in one run
-                locks.enter_context(locked(folder / ".lock", wait=False))
-            except BlockingIOError:
+                locks.enter_context(FileLock(folder / ".lock", timeout=0))
+            except Timeout:
                 raise UserError(f"another sweep is running in {folder}") from None
         for job in jobs:
             job.check()

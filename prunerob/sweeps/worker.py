@@ -13,10 +13,10 @@ import traceback
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from prunerob.runs.locks import locked
+from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
-    from prunerob.sweeps.plan import Job
+    from prunerob.sweeps.job import Job
 
 
 def forget_ranks() -> None:
@@ -47,11 +47,11 @@ def work(job: Job, threads: int) -> str:
     me = f"{socket.gethostname()}, process {os.getpid()}"
     with ExitStack() as locks_held:
         try:
-            locks_held.enter_context(locked(lock, wait=False))
-        except BlockingIOError:  # on a machine that is only thought to be dead
+            locks_held.enter_context(FileLock(lock, timeout=0))
+        except Timeout:  # on a machine that is only thought to be dead
             with suppress(FileNotFoundError), job.log.open("a") as log:
                 log.write(f"# {me}, waits for another worker that is still at this run\n")
-            locks_held.enter_context(locked(lock, wait=True))
+            locks_held.enter_context(FileLock(lock))
         return _work(job, threads, me)
 
 

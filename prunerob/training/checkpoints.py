@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from prunerob import __version__
 from prunerob.runs.folder import Run, has_finished, is_whole_epoch, run_folder, write_whole
 from prunerob.training.classifier import Classifier
+from prunerob.training.phases import TRAINING
 
 
 class Checkpoints(Checkpoint):
@@ -30,7 +31,7 @@ class Checkpoints(Checkpoint):
 
     def __init__(self) -> None:
         self._best: list[float] | None = None
-        self._best_is_fine_tuned = False
+        self._best_phase = TRAINING
         self._is_validated = False
         self._started = time()
         self._seconds_before = 0.0
@@ -44,14 +45,14 @@ class Checkpoints(Checkpoint):
         """The best result so far, and the time spent."""
         return {
             "best": self._best,
-            "best_is_fine_tuned": self._best_is_fine_tuned,
+            "best_phase": self._best_phase,
             "seconds": self._seconds_before + time() - self._started,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the contest."""
         self._best = state_dict["best"]
-        self._best_is_fine_tuned = state_dict["best_is_fine_tuned"]
+        self._best_phase = state_dict["best_phase"]
         self._seconds_before = state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,11 +94,11 @@ class Checkpoints(Checkpoint):
             return False  # metrics of an epoch before may still stand there
         names = ("validation/robust_accuracy", "validation/clean_accuracy")
         result = [float(metrics[name]) for name in names if name in metrics]
-        if self._best_is_fine_tuned != module.is_fine_tuning:
+        if self._best_phase != module.phase_name:
             self._best = None
         if self._best is not None and result < self._best:
             return False
-        self._best, self._best_is_fine_tuned = result, module.is_fine_tuning
+        self._best, self._best_phase = result, module.phase_name
         return True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

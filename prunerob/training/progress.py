@@ -57,7 +57,7 @@ class Progress(RichProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
         metrics = trainer.callback_metrics
         told = ", ".join(f"{name} {float(value):.4f}" for name, value in metrics.items())
-        phase = "fine-tuning" if cast(Classifier, pl_module).is_fine_tuning else "training"
+        phase = cast(Classifier, pl_module).phase_name
         rank_zero_info(f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs} ({phase}): {told}")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,0 +1,265 @@
+"""The cut: what is pruned, decided in one place from settings and a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunerob.errors import UserError
+from prunerob.pruning.counts import count_pruned
+from prunerob.pruning.criteria import (
+    Criterion,
+    Scores,
+    check_scores,
+    name_of,
+    scores_filters,
+    weight_magnitude,
+    without,
+)
+from prunerob.pruning.filters import prune_filters, ranked
+from prunerob.pruning.masks import Masks, Reading, Residual, prune_weights
+from prunerob.runs.configuration import find_object
+from prunerob.runs.weights import find_weights, read_checkpoint
+
+STATE = "Pruning"
+"""Under which checkpoints hold the masks, among the states of callbacks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What to prune of a network, whenever that is.
+
+    Args:
+        amount: share to prune, in [0, 1).
+        criterion: scores weights or filters.
+        reading: the share that is meant, for filters.
+        residual: what becomes of filters that write to a residual stream.
+        exclude: names of layers to leave out.
+        keep_per_layer: share of each layer's weights or filters that stays, in [0, 1).
+        keep_multiple_of: number of filters that each layer keeps, rounded up to a multiple of it.
+        masks_from: a pruned run, or a checkpoint of one, whose masks to take.
+        seed: of random criteria.
+
+    Raises:
+        UserError: a share lies outside [0, 1), or `keep_multiple_of` is below 1.
+    """
+
+    amount: float = 0.9
+    criterion: Criterion = weight_magnitude
+    reading: Reading = "weights"
+    residual: Residual = "keep"
+    exclude: Sequence[str] = ()
+    keep_per_layer: float = 0.0
+    keep_multiple_of: int = 1
+    masks_from: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keep_multiple_of < 1:
+            raise UserError(f"pruning.keep_multiple_of: {self.keep_multiple_of} is below 1")
+        for name, share in (("amount", self.amount), ("keep_per_layer", self.keep_per_layer)):
+            if not 0 <= share < 1:
+                raise UserError(f"pruning.{name}: {share} lies outside [0, 1)")
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Cut:
+        """The cut of a configuration's `pruning`, in plain values; imports its criterion."""
+        names = ("amount", "reading", "residual", "exclude", "keep_per_layer", "keep_multiple_of")
+        settings = {name: record[name] for name in names}
+        return cls(criterion=find_object(record["criterion"]), **settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, in plain values."""
+        return {
+            "amount": self.amount,
+            "criterion": name_of(self.criterion),
+            "reading": self.reading,
+            "residual": self.residual,
+            "exclude": list(self.exclude),
+            "keep_per_layer": self.keep_per_layer,
+            "keep_multiple_of": self.keep_multiple_of,
+            "masks_from": self.masks_from,
+        }
+
+    def scores(self, network: nn.Module) -> Scores:
+        """Score all that may go.
+
+        Args:
+            network: in its full shape.
+
+        Returns:
+            float, in each weight's shape, or (filters,) per convolution.
+
+        Raises:
+            UserError: the criterion is none, or nothing may go.
+        """
+        name = name_of(self.criterion)
+        try:
+            scores = self.criterion(network, self.seed)
+            shapes = {name: network.get_parameter(name).shape for name in scores}
+        except (TypeError, AttributeError) as error:
+            raise UserError(
+                f"pruning.criterion: {name} is no function of a network and a seed that returns "
+                f"scores by parameter name ({error})"
+            ) from None
+        for parameter, shape in shapes.items():
+            if scores[parameter].shape not in (shape, shape[:1]):
+                raise UserError(
+                    f"pruning.criterion: scores of {parameter} have another shape than it"
+                )
+        scores = without(scores, self.exclude)
+        check_scores(network, scores)
+        return ranked(network, scores, self.residual)
+
+    def masks(self, network: nn.Module, scores: Scores | None = None) -> Masks:
+        """Decide what goes.
+
+        Args:
+            network: in its full shape.
+            scores: of it, if they are known.
+
+        Returns:
+            masks, bool, in each masked parameter's shape, on the scores' device.
+
+        Raises:
+            UserError: the amount cannot be reached, or the masks to take do not fit.
+        """
+        scores = self.scores(network) if scores is None else scores
+        if self.masks_from is not None:
+            return self._read_masks(network, scores)
+        return make_masks(
+            network,
+            scores,
+            self.amount,
+            reading=self.reading,
+            residual=self.residual,
+            keep_per_layer=self.keep_per_layer,
+            keep_multiple_of=self.keep_multiple_of,
+        )
+
+    def check(self, network: nn.Module) -> Scores:
+        """See, before anything is trained, that so much can be pruned.
+
+        Whether it can hardly depends on the weights.
+
+        Args:
+            network: in its full shape, trained or not.
+
+        Returns:
+            its scores.
+
+        Raises:
+            UserError: it cannot, or nothing would be pruned.
+        """
+        scores = self.scores(network)
+        if not scores_filters(scores):
+            if self.keep_multiple_of > 1:
+                raise UserError(
+                    "pruning.keep_multiple_of: is about filters, but "
+                    f"{name_of(self.criterion)} scores weights"
+                )
+            if not self.keep_per_layer and self.masks_from is None:
+                return scores  # any share of weights can go; sorting millions takes a second
+        if self.amount and not count_pruned(self.masks(network, scores)):
+            raise UserError(
+                f"pruning.keep_multiple_of: {self.keep_multiple_of} rounds every layer up to all "
+                "of its filters; nothing would be pruned"
+            )
+        return scores
+
+    def kept_by_rounding_up(self, network: nn.Module, scores: Scores, masks: Masks) -> int:
+        """How many parameters stay for `keep_multiple_of` alone."""
+        if self.keep_multiple_of == 1:
+            return 0
+        if self.masks_from is not None:
+            _, state = _read_state(self.masks_from)
+            return int(state["rounded_up"])
+        exact = replace(self, keep_multiple_of=1).masks(network, scores)
+        return count_pruned(exact) - count_pruned(masks)
+
+    def _read_masks(self, network: nn.Module, scores: Scores) -> Masks:
+        """The masks of a pruned run, for a network of the same architecture.
+
+        Raises:
+            UserError: there are none, or they are of another network or of other settings.
+        """
+        file, state = _read_state(self.masks_from or "")
+        masks: dict[str, Tensor] = state["masks"]
+        shapes = {name: value.shape for name, value in network.named_parameters()}
+        for name, mask in masks.items():
+            if shapes.get(name) != mask.shape:
+                raise UserError(f"pruning.masks_from: {file} is of another network ({name})")
+        for name, value in self.settings.items():
+            if name != "masks_from" and (theirs := state["settings"].get(name)) != value:
+                raise UserError(
+                    f"pruning.{name}: {value}, but {file} in pruning.masks_from was pruned with "
+                    f"{theirs}"
+                )
+        if missing := sorted(scores.keys() - masks.keys()):
+            raise UserError(f"pruning.masks_from: {file} has no mask of {missing[0]}")
+        device = next(iter(scores.values())).device
+        return {name: mask.to(device) for name, mask in masks.items()}
+
+
+def _read_state(place: str) -> tuple[Path, dict[str, Any]]:
+    """What a pruned run's checkpoint holds about its pruning, and where it is.
+
+    Raises:
+        UserError: nothing.
+    """
+    file = find_weights(place).file
+    callbacks = read_checkpoint(file).get("callbacks")
+    state = callbacks.get(STATE) if isinstance(callbacks, dict) else None
+    if not state:
+        raise UserError(f"pruning.masks_from: {file} holds no masks: it is not of a pruned run")
+    return file, state
+
+
+def make_masks(
+    network: nn.Module,
+    scores: Scores,
+    amount: float,
+    *,
+    reading: Reading = "weights",
+    residual: Residual = "keep",
+    keep_per_layer: float = 0.0,
+    keep_multiple_of: int = 1,
+) -> Masks:
+    """Prune what scores lowest, over all layers together: see `prune_weights`, `prune_filters`.
+
+    Args:
+        network: the network that was scored; only its structure is read.
+        scores: from a criterion: in each weight's shape, or (filters,) per convolution.
+        amount: share to prune, in [0, 1).
+        reading: the share that is meant, for filters.
+        residual: what becomes of filters that write to a residual stream.
+        keep_per_layer: share of each layer's weights or filters that stays whatever their score.
+        keep_multiple_of: number of filters that each layer keeps, rounded up to a multiple of it.
+
+    Returns:
+        masks, bool, in each masked parameter's shape, on the scores' device.
+
+    Raises:
+        UserError: the amount cannot be reached.
+    """
+    # Ranked on the CPU: not every accelerator sorts stably, or has float64.
+    device = next(iter(scores.values())).device
+    scores = {name: score.cpu().double() for name, score in scores.items()}
+    if scores_filters(scores):
+        masks = prune_filters(
+            network,
+            scores,
+            amount,
+            reading=reading,
+            residual=residual,
+            keep_per_layer=keep_per_layer,
+            keep_multiple_of=keep_multiple_of,
+        )
+    else:
+        masks = prune_weights(scores, amount, keep_per_layer=keep_per_layer)
+    return {name: mask.to(device) for name, mask in masks.items()}

@@ -1,0 +1,213 @@
+"""A test while it goes on: `begin`, a `step` for each batch, `end`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from prunerob.attacks import Attack, NoAttack
+from prunerob.attacks.pgd import logit_margin
+from prunerob.attacks.suite import Suite, perturb_by_each
+from prunerob.data.batches import Batch
+from prunerob.data.images import ImageDataModule
+from prunerob.errors import UserError
+from prunerob.noise import image_keys
+from prunerob.robustness.diagnostics import scrutinize, sum_up
+from prunerob.robustness.recorder import Recorder
+from prunerob.robustness.table import Robustness, Scrutiny
+from prunerob.runs.ranks import broadcast_object, gather, rank, ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """What one attack made of a batch.
+
+    Args:
+        attack: the attack's name.
+        x: images, float32, (B, C, H, W), pixels in [0, 1].
+        x_adv: adversarial examples, as x.
+        labels: true labels, int64, (B,).
+        before: predictions for the images, int64, (B,).
+        after: predictions for the adversarial examples, int64, (B,).
+    """
+
+    attack: str
+    x: Tensor
+    x_adv: Tensor
+    labels: Tensor
+    before: Tensor
+    after: Tensor
+
+
+def in_float32(device: torch.device) -> AbstractContextManager[object]:
+    """Out of mixed precision, which would round a pixel by up to half of 1/255.
+
+    What is counted is the network as it will be used, not as it was trained.
+    """
+    return torch.autocast(device.type, enabled=False)
+
+
+class Measurement:
+    """Attacks test images with a suite; all ranks together.
+
+    Args:
+        suite: the attacks.
+        attacked: gives the network to attack, by some images.
+        data: the test images.
+        device: on which the network is.
+        scrutinized_images: number of images on which to look into how far attacks can be trusted.
+        seed: of the attacks' noise.
+        on_attack: called with the name of each attack before it runs on a batch.
+        on_examples: called with what each attack made of the first batch.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        *,
+        attacked: Callable[[Tensor], nn.Module],
+        data: ImageDataModule,
+        device: torch.device,
+        scrutinized_images: int,
+        seed: int,
+        on_attack: Callable[[str], None] = lambda name: None,
+        on_examples: Callable[[Examples], None] = lambda examples: None,
+    ) -> None:
+        self.suite = suite
+        self.attacked = attacked
+        self.data = data
+        self.device = device
+        self.scrutinized_images = scrutinized_images
+        self.seed = seed
+        self.on_attack = on_attack
+        self.on_examples = on_examples
+        self._attacks: dict[str, Attack] = {"clean": NoAttack(), **suite.attacks}
+        self._recorder = Recorder()
+        self._survivors: list[Tensor] = []
+        self._batches = 0
+
+    def begin(self) -> None:
+        """Let those attacks learn that must."""
+        for name, attack in self.suite.attacks.items():
+            if attack.learns:
+                self._attacks[name] = self._prepare(name, attack)
+
+    def _prepare(self, name: str, attack: Attack) -> Attack:
+        """Let an attack learn, once for all ranks: none may face another substitute."""
+        self.on_attack(name)
+        start = perf_counter()
+        batches = _On(self.device, self.data.attacker_dataloader())
+        network = self.attacked(next(iter(batches)).x)
+        prepared = broadcast_object(attack.prepare(network, batches).to(torch.device("cpu")))
+        prepared = prepared.to(self.device)
+        self._recorder.note_learned(name, prepared.learned, perf_counter() - start)
+        return prepared
+
+    def step(self, batch: Batch) -> None:
+        """Attack a batch with every attack of the suite; each is counted on its final iterate.
+
+        Raises:
+            UserError: the network's answers are not finite.
+        """
+        x, y, index = batch
+        if not len(y):
+            return
+        self._batches += 1
+        key = image_keys(index, seed=self.seed, purpose="test")
+        network = self.attacked(x)
+        examples = perturb_by_each(self._attacks, network, x, y, key=key)
+        predictions: dict[str, Tensor] = {}
+        for name, attack in self._attacks.items():
+            self.on_attack(name)
+            start = perf_counter()
+            with in_float32(self.device):
+                x_adv = next(examples)
+                logits = network(x_adv)
+            if name == "clean" and not bool(torch.isfinite(logits).all()):
+                raise UserError(
+                    "the network's answers to clean images are not finite: its training diverged, "
+                    "or its weights are damaged"
+                )
+            seen = logits.argmax(1)
+            predictions[name] = seen.masked_fill(attack.leaves_out(index), -1)
+            self._recorder.add(
+                name,
+                index=index,
+                label=y,
+                prediction=predictions[name],
+                margin=logit_margin(logits.float(), y),
+                start=start,
+            )
+            if self._batches == 1 and attack.perturbs:
+                before = predictions["clean"]
+                self.on_examples(
+                    Examples(attack=name, x=x, x_adv=x_adv, labels=y, before=before, after=seen)
+                )
+        if self.suite.worst_case_attacks:
+            right = torch.stack([(p == y) | (p < 0) for p in predictions.values()]).all(0)
+            self._survivors.append(index[right].cpu())
+
+    def end(self) -> Robustness:
+        """Sum up what was seen into the table.
+
+        Raises:
+            UserError: an attack left nothing to count.
+        """
+        if self.suite.worst_case_attacks:
+            self._attack_survivors()
+        robustness = Recorder.of_all(gather(self._recorder)).robustness()
+        if empty := [row.attack for row in robustness.rows if not row.images]:
+            raise UserError(
+                f"model.attacks: all images of this test are the attacker's own in {empty[0]}; "
+                "test on more"
+            )
+        return replace(robustness, scrutiny=self._scrutinize())
+
+    def _attack_survivors(self) -> None:
+        """Attack what no attack of the table got wrong, for the worst case alone."""
+        size = self.data.eval_batch_size
+        survivors = torch.cat([torch.cat(part) for part in gather(self._survivors) if part])
+        # Many batches' together, so that batches stay full; not all, so that memory does not.
+        parts = torch.split(survivors.sort().values, 16 * size)
+        for part in parts[rank() :: ranks()]:
+            left = Batch(*(tensor.to(self.device) for tensor in self.data.test_batch(part)))
+            for name, attack in self.suite.worst_case_attacks.items():
+                self.on_attack(name)
+                start = perf_counter()
+                x, y, index = left
+                key = image_keys(index, seed=self.seed, purpose="worst case")
+                fooled = attack.fools(self.attacked(x), x, y, key=key, batch_size=size)
+                self._recorder.add_search(name, index=index, fooled=fooled, start=start)
+                left = Batch(*(column[~fooled] for column in left))
+
+    def _scrutinize(self) -> Scrutiny | None:
+        """See on some of the test images how far the attacks can be trusted."""
+        if not self.scrutinized_images:
+            return None
+        self.on_attack("scrutiny")
+        sample = self.data.test_sample(self.scrutinized_images)
+        x, y, index = Batch(*(tensor.to(self.device) for tensor in sample))
+        key = image_keys(index, seed=self.seed, purpose="test")
+        parts = torch.split(torch.arange(len(y), device=y.device), self.data.eval_batch_size)
+        network = self.attacked(x)
+        seen = [
+            scrutinize(network, self._attacks, x[p], y[p], key=key[p])
+            for p in parts[rank() :: ranks()]
+        ]
+        return sum_up([scrutiny for part in gather(seen) for scrutiny in part])
+
+
+class _On:
+    """Batches on a device, as often as they are asked for."""
+
+    def __init__(self, device: torch.device, batches: Iterable[Batch]) -> None:
+        self.device, self.batches = device, batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            yield Batch(*(tensor.to(self.device) for tensor in batch))

@@ -1,0 +1,127 @@
+"""What a test sees, batch by batch, collected into its table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from prunerob.robustness.table import WORST_CASE, Robustness, Row, Search
+
+
+@dataclass
+class Recorder:
+    """Collects what a test sees, batch by batch."""
+
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _parts: dict[str, list[tuple[Tensor, ...]]] = field(default_factory=dict)
+    _searches: dict[str, list[Search]] = field(default_factory=dict)
+    _learned: dict[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of_all(cls, recorders: Sequence[Recorder]) -> Recorder:
+        """What several ranks have seen; seconds are those of all together."""
+        together = cls()
+        for recorder in recorders:
+            for name, parts in recorder._parts.items():
+                together._parts.setdefault(name, []).extend(parts)
+            for name, seconds in recorder._seconds.items():
+                together._seconds[name] = together._seconds.get(name, 0.0) + seconds
+            for name, searches in recorder._searches.items():
+                together._searches.setdefault(name, []).extend(searches)
+            together._learned |= recorder._learned
+        return together
+
+    def note_learned(self, attack: str, learned: Mapping[str, float], seconds: float) -> None:
+        """Note what an attack learned before it attacked, and how long that took."""
+        self._learned[attack] = learned
+        self._seconds[attack] = seconds
+
+    def add(
+        self,
+        attack: str,
+        *,
+        index: Tensor,
+        label: Tensor,
+        prediction: Tensor,
+        margin: Tensor,
+        start: float,
+    ) -> None:
+        """Note one attack on one batch.
+
+        Args:
+            attack: its name.
+            index: position of each image in its data set, int64, (B,).
+            label: true labels, int64, (B,).
+            prediction: predicted labels, int64, (B,); -1 for an image that the attack leaves out.
+            margin: true logit minus the largest other one, float32, (B,).
+            start: `perf_counter()` when the attack began. The clock is read after the results
+                have come to the CPU, so that a GPU's time is counted in full.
+        """
+        part = tuple(t.cpu().clone() for t in (index, label, prediction, margin))
+        self._parts.setdefault(attack, []).append(part)
+        self._seconds[attack] = self._seconds.get(attack, 0.0) + perf_counter() - start
+
+    def add_search(self, attack: str, *, index: Tensor, fooled: Tensor, start: float) -> None:
+        """Note one attack that counts in the worst case alone, on some images.
+
+        Args:
+            attack: its name.
+            index: position of each attacked image in its data set, int64, (n,).
+            fooled: whether the network got it wrong, bool, (n,).
+            start: as in `add`.
+        """
+        lost = index[fooled].cpu()
+        search = Search(
+            attack=attack, images=len(index), fooled=lost, seconds=perf_counter() - start
+        )
+        self._searches.setdefault(attack, []).append(search)
+
+    def robustness(self) -> Robustness:
+        """Sum up.
+
+        Raises:
+            RuntimeError: an image was counted twice.
+        """
+        columns = {
+            name: [torch.cat(column) for column in zip(*parts, strict=True)]
+            for name, parts in self._parts.items()
+        }
+        # In the order of the images, whoever saw them.
+        order = next(iter(columns.values()))[0].argsort()
+        columns = {name: [c[order] for c in column] for name, column in columns.items()}
+        index, label = next(iter(columns.values()))[:2]
+        if len(torch.unique(index)) != len(index):
+            raise RuntimeError("an image was tested twice")
+        robustness = Robustness(
+            rows=(),
+            searches=[
+                Search(
+                    attack=name,
+                    images=sum(part.images for part in parts),
+                    fooled=torch.cat([part.fooled for part in parts]),
+                    seconds=sum(part.seconds for part in parts),
+                )
+                for name, parts in self._searches.items()
+            ],
+            index=index,
+            label=label,
+            predictions={name: column[2] for name, column in columns.items()},
+            margins={name: column[3] for name, column in columns.items()},
+        )
+        seconds = dict(self._seconds)
+        seconds[WORST_CASE] = sum(seconds.values()) + sum(s.seconds for s in robustness.searches)
+        rows = [
+            Row(
+                attack=name,
+                correct=int(robustness.correct(name).sum()),
+                images=int(robustness.attacked(name).sum()),
+                seconds=seconds[name],
+                learned=self._learned.get(name, {}),
+            )
+            for name in (*columns, WORST_CASE)
+        ]
+        return replace(robustness, rows=rows)

@@ -1,0 +1,70 @@
+"""The table of a test on the terminal, beside that of the network before pruning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from prunerob.attacks.suite import Suite
+from prunerob.robustness.table import WORST_CASE, Robustness
+from prunerob.runs.weights import Weights
+
+
+def show(robustness: Robustness, weights: Weights, warnings: Sequence[str], suite: Suite) -> None:
+    """Print the table; beside it, if it was tested before, the same network before pruning.
+
+    Args:
+        robustness: the result.
+        weights: what was tested.
+        warnings: a reviewer's.
+        suite: what it attacked with.
+    """
+    dense = accuracies_before_pruning(weights, robustness, suite)
+    table = Table(title=f"Robustness of {weights.file}")
+    table.add_column("attack")
+    if dense:
+        table.add_column("before pruning", justify="right")
+    for heading in ("accuracy", "95 % interval", "images", "seconds"):
+        table.add_column(heading, justify="right")
+    for row in robustness.rows:
+        low, high = row.interval
+        cells = [f"{row.accuracy:.2%}", f"{low:.2%} to {high:.2%}", f"{row.images:,}"]
+        before = [f"{dense[row.attack]:.2%}" if row.attack in dense else "-"] if dense else []
+        table.add_row(row.attack, *before, *cells, f"{row.seconds:.1f}")
+    if robustness.searches:
+        table.caption = f"In the worst case alone: {robustness.told_searches()}"
+    console = Console()
+    console.print(table)
+    for row in robustness.rows:
+        if row.learned:
+            told = ", ".join(f"{name} {value:,.4g}" for name, value in row.learned.items())
+            console.print(f"{row.attack}: {told}", highlight=False)
+    for warning in warnings:
+        console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+
+
+def accuracies_before_pruning(
+    weights: Weights, robustness: Robustness, suite: Suite
+) -> dict[str, float]:
+    """What the same attacks found on the run's before_pruning.ckpt; empty without a test of it."""
+    file = weights.folder / "robustness_before_pruning.json"
+    if weights.run is None or weights.file.stem == "before_pruning" or not file.is_file():
+        return {}
+    before = json.loads(file.read_text("utf-8"))
+    theirs = Suite.read(before.get("suite", {}))
+    images = {row.attack: row.images for row in robustness.rows}
+
+    def is_the_same(row: Mapping[str, Any]) -> bool:
+        name = row["attack"]
+        if row["images"] != images.get(name):
+            return False
+        if name == WORST_CASE:  # that of a suite, with what searched beyond it
+            return theirs == suite
+        return name == "clean" or theirs.attacks.get(name) == suite.attacks[name]
+
+    return {row["attack"]: row["accuracy"] for row in before["rows"] if is_the_same(row)}

@@ -1,0 +1,116 @@
+"""Branches: the ways in which a sweep prunes each dense network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from prunerob.errors import UserError
+from prunerob.pruning.criteria import CRITERIA, path_of
+from prunerob.pruning.masks import Reading, Residual
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """One way to prune a dense network.
+
+    Args:
+        criterion: a short name of `CRITERIA`, or the import path of a function.
+        amount: share to prune, in [0, 1); 0 is the control, whatever the criterion.
+        reading: which share that is, for filters; None for the configuration's.
+        residual: what becomes of filters that write to a residual stream; None likewise.
+        scratch: hold its masks on fresh weights from the first epoch on.
+    """
+
+    criterion: str
+    amount: float
+    reading: str | None = None
+    residual: str | None = None
+    scratch: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of its runs' folders."""
+        if self.amount == 0:
+            return "control"
+        criterion = self.criterion.rsplit(".", 1)[-1]
+        parts = [criterion, self.reading, self.residual, str(self.amount)]
+        return "-".join(part for part in [*parts, "scratch" if self.scratch else None] if part)
+
+    def settings(self) -> list[str]:
+        """What `fit` is told about it."""
+        settings = ["--pruning.amount", str(self.amount)]
+        settings += ["--pruning.criterion", path_of(self.criterion)]
+        settings += ["--pruning.reading", self.reading] if self.reading else []
+        return settings + (["--pruning.residual", self.residual] if self.residual else [])
+
+
+def make_branches(criteria: Sequence[str], amounts: Sequence[float]) -> list[Branch]:
+    """Every criterion with every amount; a single control where an amount is 0.
+
+    Args:
+        criteria: names of criteria; `filter:parameters` is one with its reading, and
+            `filter:weights:silence` also says what becomes of residual streams.
+        amounts: shares to prune, in [0, 1).
+
+    Raises:
+        UserError: an amount lies outside, something is there twice, or a name is unknown.
+    """
+    refuse_repeated("amount", amounts)
+    refuse_repeated("criterion", criteria)
+    branches: list[Branch] = []
+    for text in criteria:
+        criterion, _, rest = text.partition(":")
+        reading, _, residual = rest.partition(":")
+        if criterion not in CRITERIA and "." not in criterion:
+            known = ", ".join(CRITERIA)
+            raise UserError(
+                f"criterion: {criterion} is unknown; there are {known}, and import paths"
+            )
+        if reading and reading not in get_args(Reading):
+            raise UserError(
+                f"criterion: {text}: the readings are {', '.join(get_args(Reading))}; what becomes "
+                "of residual streams comes third, as in filter:weights:silence"
+            )
+        if residual and residual not in get_args(Residual):
+            raise UserError(
+                f"criterion: {text}: residual streams have one of {', '.join(get_args(Residual))}"
+            )
+        for amount in amounts:
+            if not 0 <= amount < 1:
+                raise UserError(f"amount: {amount} lies outside [0, 1)")
+            branch = Branch(
+                criterion=criterion,
+                amount=amount,
+                reading=reading or None,
+                residual=residual or None,
+            )
+            add_branch(branch, branches)
+    return branches
+
+
+def add_branch(branch: Branch, branches: list[Branch]) -> None:
+    """Add a branch that is not there yet: every criterion has the same control.
+
+    Raises:
+        UserError: another has its name, and would have its folder.
+    """
+    for other in branches:
+        if other.name == branch.name and not branch.amount == other.amount == 0:
+            raise UserError(f"criterion: two would have the folder {branch.name}; rename one")
+    if branch.name not in [other.name for other in branches]:
+        branches.append(branch)
+
+
+def refuse_repeated(name: str, values: Sequence[object]) -> None:
+    """Refuse a list that is empty or says something twice.
+
+    Raises:
+        UserError: it does.
+    """
+    if not values:
+        raise UserError(f"{name}: the list is empty")
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise UserError(f"{name}: {value} is there twice")

@@ -1,0 +1,129 @@
+"""Checks of a network before it trains, is tested or is saved."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+
+import torch
+from pytorch_lightning import Trainer
+from torch import Tensor, nn
+
+from prunerob.data.batches import Batches
+from prunerob.errors import UserError
+from prunerob.networks.modes import evaluating
+from prunerob.networks.rewrite import AsItIs
+from prunerob.runs.ranks import ranks
+
+
+def check_precision(trainer: Trainer) -> None:
+    """Refuse precisions in which adversarial examples would not be float32.
+
+    Raises:
+        UserError: it is one of those.
+    """
+    precision = str(trainer.precision)
+    if "true" in precision and precision != "32-true":
+        raise UserError(
+            f"trainer.precision: {precision} would make adversarial examples in another "
+            "precision than float32; use 32-true or a mixed precision"
+        )
+
+
+def check_images(network: nn.Module, batches: Batches, trainer: Trainer) -> None:
+    """See that a network takes the images and has a class for each label.
+
+    Args:
+        network: where it will run.
+        batches: of the images.
+        trainer: says in which precision.
+
+    Raises:
+        UserError: it cannot classify an image, or has too few classes.
+    """
+    x = next(iter(batches)).x[:1].to(trainer.strategy.root_device)
+    if not len(x):  # of a rank that has none to evaluate
+        return
+    name, shape = type(network).__name__, tuple(x.shape[1:])
+    precision = trainer.precision_plugin
+    try:
+        with precision.forward_context():
+            classes = _answer(network, precision.convert_input(x)).shape[1]
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"model.network: {name} does not take images {shape}: {error}") from None
+    labels = int(batches.images.labels.max()) + 1
+    if labels > classes:
+        raise UserError(f"model.network: {name} has {classes} classes, but the data {labels}")
+
+
+def check_last_batch(network: nn.Module, batches: Batches, device: torch.device) -> None:
+    """See that normalisations can train on a last batch of which a device gets one image.
+
+    Raises:
+        UserError: they cannot.
+    """
+    last = len(batches.index) % batches.size or batches.size
+    if last // ranks() > 1:
+        return
+    trial = copy.deepcopy(network).train()
+    try:
+        with torch.no_grad():
+            trial(next(iter(batches)).x[:1].to(device))
+    except ValueError as error:
+        raise UserError(
+            f"data.batch_size: the last batch has one image for a device, which "
+            f"{type(trial).__name__} cannot train on ({error}); choose another data.train_size "
+            "or batch_size"
+        ) from None
+
+
+def infinite_buffers(network: nn.Module) -> set[str]:
+    """Names of the buffers that are not finite on purpose: they were so before training."""
+    return {name for name, value in network.named_buffers() if not bool(value.isfinite().all())}
+
+
+def check_finite(network: nn.Module, epoch: int, but: Collection[str]) -> None:
+    """See that a network is sound before it is saved.
+
+    Args:
+        network: after an epoch.
+        epoch: its number, from 1.
+        but: names of what need not be finite.
+
+    Raises:
+        UserError: training has diverged.
+    """
+    for name, value in network.state_dict().items():
+        if name not in but and not bool(torch.isfinite(value).all()):
+            raise UserError(
+                f"training diverged: in epoch {epoch}, {name} is no longer finite; lower "
+                "model.optimizer.lr or set trainer.gradient_clip_val. Nothing of this epoch is "
+                "saved"
+            )
+
+
+def choose_layout(network: nn.Module, shape: torch.Size, device: torch.device) -> None:
+    """Lay a network out channels-last, in which convolutions of all devices are faster.
+
+    Plainly, if its code takes nothing else, as `x.view(-1, 400)` does. All ranks choose the same.
+
+    Args:
+        network: is changed in place.
+        shape: of the images, (C, H, W).
+        device: on which it is.
+    """
+    x = torch.zeros(2, *shape, device=device)
+    for layout in (torch.channels_last, torch.contiguous_format, torch.channels_last):
+        network.to(memory_format=layout)
+        try:
+            _answer(network, x)
+        except Exception:  # a network of the user's may fail in any way; `check_images` says how
+            continue
+        return
+
+
+def _answer(network: nn.Module, x: Tensor) -> Tensor:
+    """Logits for images in the layout that attacks give them, without a trace."""
+    with torch.no_grad(), evaluating(network):
+        logits: Tensor = network(AsItIs(network).pack(x))
+    return logits

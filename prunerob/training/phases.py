@@ -1,0 +1,126 @@
+"""The phases of a run: training, and from the prune epoch on fine-tuning."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
+from torch import nn
+
+from prunerob.errors import UserError
+from prunerob.schedules import Schedule
+
+TRAINING, FINE_TUNING = "training", "fine-tuning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """Optimizer and schedule of fine-tuning, the phase that begins at the prune epoch.
+
+    Args:
+        optimizer: as for training; null for the same.
+        schedule: as for training; null for the same.
+    """
+
+    optimizer: OptimizerCallable | None = None
+    schedule: Schedule | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Some epochs with an optimizer and a schedule of their own.
+
+    Args:
+        name: `TRAINING` or `FINE_TUNING`.
+        optimizer: the optimizer's class and settings, without the parameters.
+        schedule: how the learning rate runs over the phase.
+        epochs: how many.
+        keys: of the configuration that it is made from, for errors.
+    """
+
+    name: str
+    optimizer: OptimizerCallable
+    schedule: Schedule
+    epochs: int
+    keys: str
+
+    def steps(self, trainer: Trainer, batches: int) -> int:
+        """Optimizer steps of the phase.
+
+        Args:
+            trainer: may limit and accumulate batches.
+            batches: of an epoch.
+        """
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return max(1, self.epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+
+    def configure(
+        self, network: nn.Module, steps: int
+    ) -> OptimizerConfig | OptimizerLRSchedulerConfig:
+        """Build the optimizer of a network's parameters, and its schedule.
+
+        Args:
+            network: to train.
+            steps: of the phase.
+
+        Returns:
+            as Lightning's `configure_optimizers`.
+        """
+        optimizer = self.optimizer(network.parameters())
+        scheduler = self.schedule(optimizer, steps)
+        if scheduler is None:
+            return {"optimizer": optimizer}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def check(self, network: nn.Module, steps: int) -> None:
+        """Build both, to refuse bad settings early.
+
+        Raises:
+            UserError: the optimizer or the schedule refuses its settings.
+        """
+        try:
+            self.configure(network, steps)
+        except UserError:
+            raise
+        except (ValueError, TypeError, ZeroDivisionError) as error:
+            raise UserError(f"{self.keys}: {error}") from None
+
+
+def make_phases(
+    optimizer: OptimizerCallable,
+    schedule: Schedule,
+    fine_tuning: FineTuning,
+    *,
+    epochs: int,
+    prune_epoch: int | None,
+) -> dict[str, Phase]:
+    """The phases of a run, by name, in order.
+
+    Args:
+        optimizer: of training.
+        schedule: of training.
+        fine_tuning: what it has of its own.
+        epochs: of the run.
+        prune_epoch: in which fine-tuning begins; None for never.
+    """
+    training = Phase(
+        name=TRAINING,
+        optimizer=optimizer,
+        schedule=schedule,
+        epochs=epochs if prune_epoch is None else prune_epoch,
+        keys="model.optimizer or model.schedule",
+    )
+    if prune_epoch is None:
+        return {TRAINING: training}
+    pruned = Phase(
+        name=FINE_TUNING,
+        optimizer=fine_tuning.optimizer or optimizer,
+        schedule=fine_tuning.schedule or schedule,
+        epochs=epochs - prune_epoch,
+        keys="model.fine_tuning",
+    )
+    return {TRAINING: training, FINE_TUNING: pruned}
