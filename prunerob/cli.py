@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the command line without the program's name; by default the process's own.
 
     Raises:
-        SystemExit: with status 2 after a mistake in the request, told in one line.
+        SystemExit: with status 2 after a mistake in the request; one line says which.
     """
     args = list(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):

@@ -130,11 +130,11 @@ class Attack(ABC):
         self, network: nn.Module, x: Tensor, y: Tensor, key: Tensor, batch_size: int
     ) -> Tensor:
         """What `fools` does, with the network in evaluation mode and autograd on."""
-        found = []
+        lost = []
         for part in torch.split(torch.arange(len(y), device=y.device), batch_size):
             x_adv = self.perturb(network, x[part], y[part], None, key[part])
-            found.append(misclassified(network, x_adv, y[part]))
-        return torch.cat(found)
+            lost.append(misclassified(network, x_adv, y[part]))
+        return torch.cat(lost)
 
     @property
     def learns(self) -> bool:

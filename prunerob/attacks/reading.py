@@ -77,6 +77,6 @@ def _find_class(class_path: str) -> type[Attack] | None:
     module, _, name = class_path.rpartition(".")
     if module == "prunerob.attacks":
         import_module(module)
-    found = getattr(sys.modules.get(module), name, None)
-    is_attack = isinstance(found, type) and issubclass(found, Attack)
-    return found if is_attack else None
+    candidate = getattr(sys.modules.get(module), name, None)
+    is_attack = isinstance(candidate, type) and issubclass(candidate, Attack)
+    return candidate if is_attack else None

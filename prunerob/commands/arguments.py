@@ -1,4 +1,4 @@
-"""Command lines of the commands that are not Lightning's: mistakes told in one line."""
+"""Command lines of the commands that are not Lightning's: a mistake is one line."""
 
 from __future__ import annotations
 

@@ -39,6 +39,7 @@ from prunerob.runs.weights import Weights, find_weights, load_weights, read_chec
 from prunerob.schedules import Schedule
 from prunerob.training.checkpoints import Checkpoints, about_machine
 from prunerob.training.classifier import Classifier
+from prunerob.training.phases import TRAINING
 from prunerob.training.progress import Progress
 from prunerob.training.tensorboard import log_robustness
 
@@ -72,28 +73,28 @@ def run(args: Sequence[str]) -> None:
     known = ArgumentParser(add_help=False, allow_abbrev=False)
     known.add_argument("-c", "--config", action="append", default=[])
     known.add_argument("--ckpt_path")
-    said, rest = known.parse_known_args(rest)
+    options, rest = known.parse_known_args(rest)
     asks = {"-h", "--help", "--print_config"} & {word.split("=")[0] for word in rest}
-    configs = list(said.config)
+    configs = list(options.config)
 
     weights = None
-    if command == "fit" and said.ckpt_path in CHECKPOINTS and not configs:
+    if command == "fit" and options.ckpt_path in CHECKPOINTS and not configs:
         raise UserError(
-            f"--ckpt_path {said.ckpt_path}: of which run? Name its folder, as in "
+            f"--ckpt_path {options.ckpt_path}: of which run? Name its folder, as in "
             "`prunerob fit --ckpt_path lightning_logs/mnist_pgd/version_0`"
         )
-    if not asks and (command != "fit" or said.ckpt_path):
-        weights = find_weights(said.ckpt_path, configs[-1] if configs else None)
+    if not asks and (command != "fit" or options.ckpt_path):
+        weights = find_weights(options.ckpt_path, configs[-1] if configs else None)
         if not configs:
             if weights.config is None:
                 raise UserError(f"--config is missing: none lies with {weights.file}")
             configs = [str(weights.config)]
-        if weights.found:
-            rank_zero_info(f"Using {weights.file}, from {weights.found}")
+        if weights.origin:
+            rank_zero_info(f"Using {weights.file}, from {weights.origin}")
     for config in reversed(configs):
         rest = ["--config", config, *rest]
     if command == "fit" and weights:
-        place = weights.found if weights.results else str(weights.file)
+        place = weights.origin if weights.results else str(weights.file)
         rest += ["--ckpt_path", place]
     try:
         CommandLine(command, rest, weights)
@@ -282,10 +283,10 @@ class CommandLine(LightningCLI):
         rank_zero_info(f"Run: {folder}")
         if self.trainer.is_global_zero and not Run(Path(folder)).summary.is_file():
             if Run(Path(folder)).checkpoint().is_file():
-                unpruned = model.prune_epoch is not None and not model.is_fine_tuning
-                told = ", before anything was pruned" if unpruned else ""
+                unpruned = model.prune_epoch is not None and model.phase_name == TRAINING
+                when = ", before anything was pruned" if unpruned else ""
                 rank_zero_info(
-                    f"Stopped before its {self.trainer.max_epochs} epochs were over{told}; "
+                    f"Stopped before its {self.trainer.max_epochs} epochs were over{when}; "
                     f"go on with: prunerob fit --ckpt_path {folder}"
                 )
             else:
@@ -345,8 +346,7 @@ class CommandLine(LightningCLI):
             )
             return
         files = write(model.robustness, weights, about)
-        settings = self._hyperparameters()
-        log_robustness(self.trainer, model.test_name, model.robustness, settings)
+        log_robustness(self.trainer, model.test_name, model.robustness, config)
         show(model.robustness, weights, warnings, suite)
         rank_zero_info("Written: " + ", ".join(str(file) for file in files))
 
@@ -374,13 +374,6 @@ class CommandLine(LightningCLI):
         dumped = parser.dump(self.config[self.subcommand], skip_none=False)
         return cast(dict[str, Any], yaml.safe_load(dumped))
 
-    def _hyperparameters(self) -> dict[str, str | float]:
-        """The settings that tell runs apart, flat."""
-        config = self.plain_config()
-        flat: dict[str, str | float] = {}
-        _flatten({key: config[key] for key in ("seed_everything", "model", "pruning")}, "", flat)
-        return flat
-
 
 class _Parsed(Exception):  # noqa: N818  (no error)
     """Ends a command line that was to be read, not run."""
@@ -398,15 +391,6 @@ class _Reading(CommandLine):
         super().parse_arguments(parser, args)
         self.subcommand = self.config.subcommand
         raise _Parsed(self.plain_config())
-
-
-def _flatten(value: object, name: str, into: dict[str, str | float]) -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if name not in ("model.attacks", "model.worst_case_attacks"):
-                _flatten(inner, f"{name}.{key}" if name else str(key), into)
-    elif value is not None:
-        into[name.replace(".init_args", "")] = value if isinstance(value, float) else str(value)
 
 
 def _logger(folder: Path) -> Namespace:

@@ -40,16 +40,17 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "--partial", action="store_true", help="leave out runs that are not finished and tested"
     )
-    said = parser.parse_args(list(args)[1:])
+    options = parser.parse_args(list(args)[1:])
 
     from rich.console import Console
 
     from prunerob.reports.reading import read_results
     from prunerob.reports.writing import write
 
-    results = read_results(said.runs, partial=said.partial)
-    folder = Path(said.output or (Path(said.runs[0]) if len(said.runs) == 1 else Path()) / "report")
-    files = write(results, folder, tolerance=said.tolerance, title=said.title)
+    results = read_results(options.runs, partial=options.partial)
+    beside = Path(options.runs[0]) if len(options.runs) == 1 else Path()
+    folder = Path(options.output or beside / "report")
+    files = write(results, folder, tolerance=options.tolerance, title=options.title)
     Console().print("Written: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
 
 

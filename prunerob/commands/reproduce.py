@@ -63,42 +63,42 @@ def run(args: Sequence[str]) -> None:
     add_options_of_running(parser)
     rest = list(args)[1:]
     what = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    said, settings = parser.parse_known_args(rest)
+    options, settings = parser.parse_known_args(rest)
     if what is None or what not in TABLES:
         problem = "nothing to reproduce" if what is None else f"{what} is not known"
         raise UserError(f"{problem}; there are {', '.join(TABLES)}")
-    if said.report_only and settings:
+    if options.report_only and settings:
         raise UserError(f"{settings[0]} is a setting of runs, and --report-only runs nothing")
     for word in settings:
         if word.removeprefix("--").startswith(("pruning.reading", "pruning.residual")):
             raise UserError(f"{word}: the table says what its amounts mean; use `prunerob sweep`")
-    paper, folder = _only(TABLES[what], said.recipe), Path(said.folder)
+    paper, folder = _only(TABLES[what], options.recipe), Path(options.folder)
     for recipe in paper.recipes:
-        if not (config := Path(said.configs) / recipe.config).is_file():
+        if not (config := Path(options.configs) / recipe.config).is_file():
             raise UserError(
                 f"--configs: there is no {config}; name the configs folder of a checkout of "
                 "prunerob"
             )
 
     failed = False
-    if not said.report_only:
+    if not options.report_only:
         from prunerob.commands.lightning import resolve
         from prunerob.sweeps.make import make_sweep, run_sweeps
 
         sweeps = []
         for recipe in paper.recipes:
-            options = {
-                "config": Path(said.configs) / recipe.config,
+            sweep = {
+                "config": Path(options.configs) / recipe.config,
                 "criterion": ["weight"],
                 "amount": paper.amounts_of(recipe.training),
-                "seed": said.seed,
+                "seed": options.seed,
                 "folder": folder / recipe.folder,
-                "scratch": said.scratch,
+                "scratch": options.scratch,
                 "settings": [*recipe.settings, *settings],
             }
-            sweeps.append(make_sweep(options, resolve=resolve))
-        failed = bool(run_sweeps(sweeps, vars(said)))
-    report(what, paper, folder, configs=Path(said.configs), tolerance=said.tolerance)
+            sweeps.append(make_sweep(sweep, resolve=resolve))
+        failed = bool(run_sweeps(sweeps, vars(options)))
+    report(what, paper, folder, configs=Path(options.configs), tolerance=options.tolerance)
     if failed:
         raise SystemExit(1)
 
@@ -128,7 +128,7 @@ def report(what: str, paper: PaperTable, folder: Path, *, configs: Path, toleran
         what: its name.
         paper: the table or figure.
         folder: where its runs are.
-        configs: folder of prunerob's configurations; what was run otherwise is told.
+        configs: folder of prunerob's configurations; what was run otherwise is noted.
         tolerance: of the operating points, in percentage points.
 
     Raises:
@@ -150,8 +150,8 @@ def report(what: str, paper: PaperTable, folder: Path, *, configs: Path, toleran
     target = folder / what
     compared = comparison(paper, results)
     if apart := departures(paper, results, configs, resolve=resolve):
-        told = f"Not as the recipe has it: {'; '.join(apart)}. {compared.note}"
-        compared = replace(compared, note=told)
+        note = f"Not as the recipe has it: {'; '.join(apart)}. {compared.note}"
+        compared = replace(compared, note=note)
     also = [compared] if compared.rows else []
     files = write(results, target, tolerance=tolerance, title=paper.title, also=also)
     console = Console()

@@ -66,8 +66,8 @@ def run(args: Sequence[str]) -> None:
     rest = list(args)[1:]
     # Not a positional argument, which argparse would find in the value of a setting, too.
     file = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    said, settings = parser.parse_known_args(rest)
-    options = _read(file, said, settings)
+    arguments, settings = parser.parse_known_args(rest)
+    options = _read(file, arguments, settings)
 
     from prunerob.commands.lightning import resolve
     from prunerob.sweeps.make import make_sweep, run_sweeps
@@ -109,7 +109,7 @@ def add_options_of_running(parser: Arguments) -> None:
     )
 
 
-def _read(file: str | None, said: Namespace, settings: Sequence[str]) -> dict[str, Any]:
+def _read(file: str | None, arguments: Namespace, settings: Sequence[str]) -> dict[str, Any]:
     """The options of the command line over those of the file over the defaults."""
     options: dict[str, Any] = {
         "config": None,
@@ -123,9 +123,9 @@ def _read(file: str | None, said: Namespace, settings: Sequence[str]) -> dict[st
     }
     if file is not None:
         options.update(_read_file(Path(file), options.keys()))
-    given = {name: value for name, value in vars(said).items() if name in options}
+    given = {name: value for name, value in vars(arguments).items() if name in options}
     options.update({name: value for name, value in given.items() if value is not None})
-    if isinstance(options["amount"], Mapping) and said.criterion is not None:
+    if isinstance(options["amount"], Mapping) and arguments.criterion is not None:
         raise UserError("--criterion: the amounts of the file name the criteria themselves")
     options["settings"] = [*options["settings"], *settings]
     for name in ("config", "amount"):
@@ -156,10 +156,10 @@ def _read_file(file: Path, names: Any) -> dict[str, Any]:
         raise UserError(f"{file} is no sweep: it has no keys")
     if unknown := sorted(map(str, options.keys() - names)):
         raise UserError(f"{file}: {unknown[0]} is unknown; there are {', '.join(names)}")
-    for name, (kind, told) in KINDS.items():
+    for name, (kind, what) in KINDS.items():
         value = options.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise UserError(f"{file}: {name} is {told}")
+            raise UserError(f"{file}: {name} is {what}")
     if options.get("executor") not in (None, "local", "ray"):
         raise UserError(f"{file}: executor is local or ray")
     if not isinstance(options.get("scratch", False), bool):

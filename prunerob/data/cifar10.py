@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from filelock import FileLock
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
-from prunerob.data.augmentation import Augmentation, NoAugmentation
 from prunerob.data.batches import Images
 from prunerob.data.images import ImageDataModule
 from prunerob.errors import UserError
 from prunerob.runs.folder import check_writable
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CIFAR10(ImageDataModule):
     """CIFAR-10: 50,000 training and 10,000 test images of ten classes, colour, 32x32 pixels.
 
@@ -30,34 +32,10 @@ class CIFAR10(ImageDataModule):
         download: fetch the archive if neither is there; one that is there is unpacked either way.
     """
 
-    IS_MIXED = True
+    IS_MIXED: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        *,
-        folder: str = "data",
-        download: bool = True,
-        batch_size: int = 128,
-        eval_batch_size: int = 250,
-        validation_size: int = 5000,
-        train_size: int | None = None,
-        test_size: int | None = None,
-        predict_folder: str | None = None,
-        augmentation: Augmentation = NoAugmentation(),
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            validation_size=validation_size,
-            train_size=train_size,
-            test_size=test_size,
-            predict_folder=predict_folder,
-            augmentation=augmentation,
-            seed=seed,
-        )
-        self.folder = folder
-        self.download = download
+    folder: str = "data"
+    download: bool = True
 
     def prepare_data(self) -> None:
         """Download or unpack what is not there; called by the Trainer, once a machine.
@@ -82,8 +60,10 @@ class CIFAR10(ImageDataModule):
                     raise OSError("data.download is false")
                 datasets.CIFAR10(self.folder, download=True)
             except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
-                told = f"{archive} is damaged, and was" if damaged else f"{self._missing()}; it was"
-                raise UserError(f"data.folder: {told} not downloaded ({error})") from None
+                problem = (
+                    f"{archive} is damaged, and was" if damaged else f"{self._missing()}; it was"
+                )
+                raise UserError(f"data.folder: {problem} not downloaded ({error})") from None
 
     def load(self) -> tuple[Images, Images]:
         """Read the batches.

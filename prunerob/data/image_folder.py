@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,13 +11,13 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, resize
 
-from prunerob.data.augmentation import Augmentation, NoAugmentation
 from prunerob.data.batches import Images
 from prunerob.data.files import find_images, read_image
 from prunerob.data.images import ImageDataModule
 from prunerob.errors import UserError
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ImageFolder(ImageDataModule):
     """Images of your own: `train/CLASS/*.png|jpg` and `test/CLASS/*.png|jpg` below a folder.
 
@@ -30,36 +31,14 @@ class ImageFolder(ImageDataModule):
             shorter side, then cut in the middle; null takes them as they are, all of one size.
     """
 
-    def __init__(
-        self,
-        *,
-        folder: str,
-        grey: bool = False,
-        size: int | None = None,
-        batch_size: int = 128,
-        eval_batch_size: int = 250,
-        validation_size: int = 5000,
-        train_size: int | None = None,
-        test_size: int | None = None,
-        predict_folder: str | None = None,
-        augmentation: Augmentation = NoAugmentation(),
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            validation_size=validation_size,
-            train_size=train_size,
-            test_size=test_size,
-            predict_folder=predict_folder,
-            augmentation=augmentation,
-            seed=seed,
-        )
-        if size is not None and size < 1:
-            raise UserError(f"data.size: {size} is below 1")
-        self.folder = folder
-        self.grey = grey
-        self.size = size
+    folder: str
+    grey: bool = False
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size is not None and self.size < 1:
+            raise UserError(f"data.size: {self.size} is below 1")
 
     def prepare_data(self) -> None:
         """See that there are images; called by the Trainer, once a machine.
@@ -87,11 +66,11 @@ class ImageFolder(ImageDataModule):
         self.class_names = list(labels)
         first = next(iter(train.values()))[0]
         shape = self.read(first, (1 if self.grey else 3,)).shape
-        found = self._read_all(train, labels, shape), self._read_all(test, labels, shape)
-        counts = " and ".join(f"{len(images.labels):,}" for images in found)
+        parts = self._read_all(train, labels, shape), self._read_all(test, labels, shape)
+        counts = " and ".join(f"{len(images.labels):,}" for images in parts)
         names = ", ".join(labels) if len(labels) <= 20 else f"{min(labels)} to {max(labels)}"
         rank_zero_info(f"{counts} images for training and test, {len(labels)} classes: {names}")
-        return found
+        return parts
 
     def read(self, file: Path, shape: tuple[int, ...]) -> Tensor:
         """Read one image, in the size that was asked for; see `read_image`."""
@@ -104,7 +83,7 @@ class ImageFolder(ImageDataModule):
     def _read_all(
         self, classes: dict[str, list[Path]], labels: dict[str, int], shape: tuple[int, ...]
     ) -> Images:
-        files = [(file, labels[name]) for name, found in classes.items() for file in found]
+        files = [(file, labels[name]) for name, members in classes.items() for file in members]
 
         def read(file: Path) -> Tensor:
             return self.read(file, shape)

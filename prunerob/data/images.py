@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,10 +17,12 @@ from prunerob.data.files import find_images, read_image
 from prunerob.errors import UserError
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ImageDataModule(LightningDataModule):
     """Images from memory: the base of every data set.
 
-    A data set is a subclass with a `load` method; the splits, batches and order come from here.
+    A data set is a subclass with a `load` method; the splits, batches and order come from here. One
+    with settings of its own is a dataclass, too: `@dataclass(kw_only=True, eq=False, repr=False)`.
 
     Args:
         batch_size: training images per optimizer step, of all devices together.
@@ -35,41 +38,31 @@ class ImageDataModule(LightningDataModule):
         seed: of the order of training images; set from `seed_everything`.
     """
 
-    SPLIT_SEED = 20180101
+    SPLIT_SEED: ClassVar[int] = 20180101
     """Of the held-out images and of every subset: the same images whatever the run's seed."""
     IS_MIXED: ClassVar[bool] = False
     """Whether the classes of test images are mixed in the order in which they come."""
 
-    def __init__(
-        self,
-        *,
-        batch_size: int = 128,
-        eval_batch_size: int = 250,
-        validation_size: int = 5000,
-        train_size: int | None = None,
-        test_size: int | None = None,
-        predict_folder: str | None = None,
-        augmentation: Augmentation = NoAugmentation(),
-        seed: int = 0,
-    ) -> None:
+    batch_size: int = 128
+    eval_batch_size: int = 250
+    validation_size: int = 5000
+    train_size: int | None = None
+    test_size: int | None = None
+    predict_folder: str | None = None
+    augmentation: Augmentation = NoAugmentation()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         super().__init__()
         for name, size, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("validation_size", validation_size, 0),
-            ("train_size", train_size, 1),
-            ("test_size", test_size, 1),
+            ("batch_size", self.batch_size, 1),
+            ("eval_batch_size", self.eval_batch_size, 1),
+            ("validation_size", self.validation_size, 0),
+            ("train_size", self.train_size, 1),
+            ("test_size", self.test_size, 1),
         ):
             if size is not None and size < least:
                 raise UserError(f"data.{name}: {size} is below {least}")
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.validation_size = validation_size
-        self.train_size = train_size
-        self.test_size = test_size
-        self.predict_folder = predict_folder
-        self.augmentation = augmentation
-        self.seed = seed
         self.predict_names: list[str] | None = None
         self.class_names: list[str] | None = None
         """What the classes are called, by number, where `load` found names."""

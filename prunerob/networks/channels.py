@@ -30,7 +30,7 @@ class Stream:
     norms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("readers", "norms"):  # lists could not be told apart by their hash
+        for name in ("readers", "norms"):  # lists have no hash
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
@@ -42,7 +42,7 @@ class Channels:
         readers: names of the convolutions and linear layers that read these channels and nothing
             else. A linear layer behind a flatten reads each channel's pixels side by side.
         norms: names of the normalisations (BatchNorm) that serve these channels alone.
-        stream: the residual stream that they are added to, if any; who reads it is said there.
+        stream: the residual stream that they are added to, if any; it has its readers.
     """
 
     readers: tuple[str, ...] = ()
@@ -124,8 +124,8 @@ def _width(network: nn.Module, modules: Mapping[str, nn.Module], norm: str) -> i
 
 def writers(channels: Mapping[str, Channels]) -> dict[Stream, list[str]]:
     """The residual streams of a network, and the convolutions that write to each."""
-    found: dict[Stream, list[str]] = {}
+    streams: dict[Stream, list[str]] = {}
     for name, leads in channels.items():
         if leads.stream is not None:
-            found.setdefault(leads.stream, []).append(name)
-    return found
+            streams.setdefault(leads.stream, []).append(name)
+    return streams

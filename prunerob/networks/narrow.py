@@ -235,13 +235,13 @@ def find_narrowing(network: nn.Module, alive: Mapping[str, Tensor] | None = None
         for group in groups
         for writer in group.writers
     }
-    found, before = 0, -1
-    while found != before:
-        before, found = found, 0
+    marked, before = 0, -1
+    while marked != before:
+        before, marked = marked, 0
         for group in reversed(groups):
             marks = _read_of(network, group, alive, read)
             read |= dict.fromkeys(group.writers, marks)
-            found += int(marks.sum())
+            marked += int(marks.sum())
 
     kept: dict[str, Positions] = {}
     for group in groups:

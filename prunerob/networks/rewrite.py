@@ -79,7 +79,7 @@ class AsItIs(Rewrite):
 
 
 def layout_of(network: nn.Module) -> torch.memory_format:
-    """The layout of a network's convolutions: channels-last, if that of any is told from plain."""
+    """The layout of a network's convolutions: channels-last, if any has it alone."""
     is_channels_last = any(
         weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
         for weight in network.parameters()

@@ -197,7 +197,7 @@ class Pruning(Callback):
         self._check_agreement(f"after pruning in epoch {self.epoch}", module)
         self.record.accuracies = {"before": before, "after": module.measure()}
         log_weight_histograms(trainer, module.network, "2 after pruning")
-        log_shares(trainer, self._layers(module), self.record.shares)
+        log_shares(trainer, self.record.curves(self._layers(module)))
         rank_zero_info(self.describe(module))
 
     def _decide(self, module: Classifier) -> tuple[Masks, PruningRecord]:

@@ -177,5 +177,5 @@ def name_of(criterion: Criterion) -> str:
         values = {field.name: getattr(criterion, field.name) for field in fields(criterion)}
     else:
         values = getattr(criterion, "__dict__", {})
-    told = [f"{k}={v!r}" for k, v in sorted(values.items()) if not k.startswith("_")]
-    return f"{kind.__module__}.{kind.__qualname__}({', '.join(told)})"
+    settings = [f"{k}={v!r}" for k, v in sorted(values.items()) if not k.startswith("_")]
+    return f"{kind.__module__}.{kind.__qualname__}({', '.join(settings)})"

@@ -69,6 +69,11 @@ class PruningRecord:
         }
         return json.dumps(record, indent=2) + "\n"
 
+    def curves(self, layers: Sequence[Layer]) -> dict[str, float]:
+        """Shares pruned, in [0, 1], of each layer and by each reading, by the tag of a curve."""
+        by_layer = {f"pruned/{layer.name}": layer.share_pruned for layer in layers}
+        return by_layer | {f"pruned share/{n}": share for n, share in asdict(self.shares).items()}
+
     def describe(self, headline: str, multiple: int, layers: Sequence[Layer]) -> str:
         """What pruning did, layer by layer, as text.
 

@@ -41,7 +41,7 @@ def departures(
         configs: folder of the recipes' configurations.
         resolve: gives the whole configuration that the options of a command line stand for.
     """
-    told: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str], int] = {}
     for recipe in paper.recipes:
         of_it = [result for result in results.all if result.point.recipe == recipe.name]
         if not of_it:
@@ -55,12 +55,12 @@ def departures(
             free += [f"pruning.{name}" for name in OF_A_BRANCH]
             if point.is_dense or point.is_scratch:
                 free.append("model.fine_tuning")
-            found = [
+            apart = [
                 (name, wanted, is_so)
                 for name, wanted, is_so in differences(expected, config)
                 if not name.startswith(tuple(free))
             ]
-            found += differences(
+            apart += differences(
                 expected["model"]["attacks"], result.about["suite"]["attacks"], "model.attacks"
             )
             for name, wanted, is_so in (
@@ -68,11 +68,11 @@ def departures(
                 ("epochs before pruning", epochs[True], result.dense_epochs),
             ):
                 if wanted != is_so and not point.is_scratch:
-                    found.append((name, wanted, is_so))
-            for name, wanted, is_so in found:
+                    apart.append((name, wanted, is_so))
+            for name, wanted, is_so in apart:
                 key = (recipe.name, f"{name} {is_so}, not {wanted}")
-                told[key] = told.get(key, 0) + 1
-    return [f"{name}, {what} ({n} networks)" for (name, what), n in told.items()]
+                counts[key] = counts.get(key, 0) + 1
+    return [f"{name}, {what} ({n} networks)" for (name, what), n in counts.items()]
 
 
 def only_of(paper: PaperTable, results: Results) -> Results:
@@ -115,7 +115,7 @@ def pairs(paper: PaperTable, results: Results) -> list[tuple[Row, Recipe, Point 
 
     A row for which nothing has run has none.
     """
-    found: list[tuple[Row, Recipe, Point | None]] = []
+    matches: list[tuple[Row, Recipe, Point | None]] = []
     for recipe in paper.recipes:
         for row in paper.rows:
             if row.training != recipe.training:
@@ -127,8 +127,8 @@ def pairs(paper: PaperTable, results: Results) -> list[tuple[Row, Recipe, Point 
                 == (recipe.name, row.method, row.amount)
                 and not point.is_scratch
             ]
-            found += [(row, recipe, point) for point in points or [None]]
-    return found
+            matches += [(row, recipe, point) for point in points or [None]]
+    return matches
 
 
 def comparison(paper: PaperTable, results: Results) -> Table:

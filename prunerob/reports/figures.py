@@ -82,11 +82,11 @@ def _difference_curve(
 ) -> None:
     shares, heights, spreads = [0.0], [0.0], [0.0]
     for point in sorted(results.pruned(recipe, method), key=lambda point: point.amount):
-        found = results.difference(point, point.dense, column)
-        if found is not None:
+        difference = results.difference(point, point.dense, column)
+        if difference is not None:
             shares.append(100 * point.amount)
-            heights.append(found.points)
-            spreads.append(found.spread or 0.0)
+            heights.append(difference.points)
+            spreads.append(difference.spread or 0.0)
     if len(shares) == 1:
         return
     axes.errorbar(

@@ -102,26 +102,26 @@ class Result:
 
     def warnings(self) -> list[str]:
         """What a reviewer would object to, and what was not looked for."""
-        found = review(self.robustness, self.suite.attacks, training=self.training)
+        warnings = review(self.robustness, self.suite.attacks, training=self.training)
         one_step = self.validation.get("one_step")
         many = "many_steps" if "many_steps" in self.validation else "robust"
         robust = self.validation.get(many) if self._is_probed_by(many) else None
-        told = any(warning.startswith("catastrophic") for warning in found)
-        if one_step and robust and not told and overfits_to_one_step(robust[0], one_step[0]):
-            found.append(
+        is_known = any(warning.startswith("catastrophic") for warning in warnings)
+        if one_step and robust and not is_known and overfits_to_one_step(robust[0], one_step[0]):
+            warnings.append(
                 f"catastrophic overfitting: of {robust[1]:,} validation images {one_step[0]:,} are "
                 f"right under the training's one step and {robust[0]:,} under PGD"
             )
         if self.robustness.scrutiny is None:
-            found.append("whether PGD has converged and gradients are 0 was not looked for")
-        found += [
+            warnings.append("whether PGD has converged and gradients are 0 was not looked for")
+        warnings += [
             f"{layer.name} nearly vanished: {layer.channels_after} of {layer.channels_before} "
             f"channels and {layer.parameters_after:,} of {layer.parameters_before:,} parameters "
             "are left"
             for layer in self.layers
             if layer.has_nearly_vanished
         ]
-        return found
+        return warnings
 
     def _is_probed_by(self, name: str) -> bool:
         """Whether validation accuracies are under the radius of the training's single step."""

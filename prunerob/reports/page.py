@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from io import BytesIO
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from prunerob.reports.results import Results
 from prunerob.reports.tables import Table
 
-STYLE = """\
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto;
-       padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
-th { border-bottom: 2px solid #222; } tr:last-child td { border-bottom: 1px solid #222; }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
-.scroll { overflow-x: auto; } .note { color: #555; font-size: .9em; }
-svg { max-width: 100%; height: auto; }
-@media print { body { margin: 0; max-width: none; font-size: 11px; } }
-"""
+HEADINGS = ("training", "pruned", "seed", "run", "tested on", "versions")
 
 
 def page(
@@ -43,45 +34,31 @@ def page(
     Returns:
         HTML that needs no other file.
     """
-    parts = [f"<h1>{escape(title)}</h1>"]
-    parts += [_table(tables[0])] if tables else []
-    parts.append("<h2>What a reviewer would object to</h2>")
-    objections = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
-    parts.append(f"<ul>{objections}</ul>" if warnings else "<p>Nothing that was looked for.</p>")
-    if results.left_out:
-        left_out = "".join(f"<li>{escape(run)}</li>" for run in results.left_out)
-        parts.append(f"<p>Left out:</p><ul>{left_out}</ul>")
-    for caption, figure in figures.items():
-        parts.append(f"<h2>{escape(caption)}</h2>\n{_inline(figure)}")
-    parts += [_table(table) for table in tables[1:]]
-    parts.append(f"<h2>Runs</h2>{_runs(results)}")
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n"
+    templates = Environment(
+        loader=PackageLoader("prunerob.reports", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template("page.html").render(
+        title=title,
+        tables=tables,
+        figures={caption: Markup(_svg(figure)) for caption, figure in figures.items()},
+        warnings=warnings,
+        left_out=results.left_out,
+        runs=_runs(results),
     )
 
 
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.headings)
-    rows = "\n".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
-    )
-    return (
-        f'<h2>{escape(table.title)}</h2>\n<div class="scroll"><table><tr>{head}</tr>\n{rows}'
-        f'</table></div>\n<p class="note">{escape(table.note)}</p>'
-    )
-
-
-def _inline(figure: Figure) -> str:
+def _svg(figure: Figure) -> str:
     buffer = BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue().decode()
     return svg[svg.index("<svg") :]
 
 
-def _runs(results: Results) -> str:
+def _runs(results: Results) -> Table:
     """What each row is from: with what, where and by which seed."""
     rows = [
         [
@@ -94,5 +71,4 @@ def _runs(results: Results) -> str:
         ]
         for result in results.all
     ]
-    headings = ["training", "pruned", "seed", "run", "tested on", "versions"]
-    return _table(Table("", headings, rows)).replace("<h2></h2>\n", "")
+    return Table("Runs", HEADINGS, rows)

@@ -72,7 +72,7 @@ class PaperTable:
         amounts: dict[str, list[float]] = {"weight": [0.0]}
         for method, amount in [
             *((row.method, row.amount) for row in self.rows if row.training == training),
-            *((method, amount) for method, found in self.amounts.items() for amount in found),
+            *((method, amount) for method, amounts in self.amounts.items() for amount in amounts),
         ]:
             # "weights" is what a configuration means unless it says otherwise.
             names = ["filter" if r == "weights" else f"filter:{r}" for r in self.readings]

@@ -39,7 +39,7 @@ def read_results(
         UserError: there are none, or some are not finished or not tested, or they do not go
             together.
     """
-    found: list[Result] = []
+    results: list[Result] = []
     left_out: list[str] = []
     data: dict[str, Path] = {}
     seen: set[Path] = set()
@@ -56,7 +56,7 @@ def read_results(
             try:
                 config = yaml.safe_load(run.config.read_text())
                 data.setdefault(_data_set(config), run.folder)
-                found += _read_run(run, config, (recipes or {}).get(place))
+                results += _read_run(run, config, (recipes or {}).get(place))
             except UserError:
                 raise
             except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -66,9 +66,9 @@ def read_results(
                 raise UserError(
                     f"{one} is about {a}, {other} about {b}: report one data set at a time"
                 )
-    if not found:
+    if not results:
         raise UserError(f"no run in {', '.join(places)} is finished and tested")
-    return Results(found if recipes else _tell_recipes_apart(found), left_out)
+    return Results(results if recipes else _tell_recipes_apart(results), left_out)
 
 
 def _find_runs(folder: Path, *, partial: bool) -> list[Run]:
@@ -87,10 +87,10 @@ def _is_of_a_run(config: Path) -> bool:
     if run.summary.is_file() or run.checkpoint().parent.is_dir():
         return True
     try:
-        found = yaml.safe_load(config.read_text())
+        record = yaml.safe_load(config.read_text())
     except (OSError, ValueError, yaml.YAMLError):
         return False
-    return isinstance(found, dict) and {"model", "pruning", "trainer"} <= found.keys()
+    return isinstance(record, dict) and {"model", "pruning", "trainer"} <= record.keys()
 
 
 def _unfinished(run: Run) -> str | None:
@@ -188,14 +188,14 @@ def _tell_recipes_apart(results: Sequence[Result]) -> list[Result]:
         folders = groups.setdefault(result.point.recipe, [])
         if _group(result.run) not in folders:
             folders.append(_group(result.run))
-    told = []
+    named = []
     for result in results:
         recipe, folder = result.point.recipe, _group(result.run)
         folders = groups[recipe]
         if len(folders) > 1:
             recipe += f" ({_shortest(folder, folders)})"
-        told.append(replace(result, point=replace(result.point, recipe=recipe)))
-    return told
+        named.append(replace(result, point=replace(result.point, recipe=recipe)))
+    return named
 
 
 def _shortest(folder: Path, folders: Sequence[Path]) -> str:

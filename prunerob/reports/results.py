@@ -196,7 +196,7 @@ class Results:
         if isinstance(gain, int):
             return None
         # Substitutes of one network are no seeds: they are averaged first where there are seeds.
-        values = by_seed[0] if len(by_seed) == 1 else [mean(found) for found in by_seed]
+        values = by_seed[0] if len(by_seed) == 1 else [mean(of_seed) for of_seed in by_seed]
         points, spread = mean_and_spread(values)
         return Difference(
             points=100 * points,

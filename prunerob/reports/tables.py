@@ -86,11 +86,11 @@ def accuracy_note(results: Results) -> str:
         for result in results.all
         if (names := result.columns().get("black box"))
     }
-    told = f" (black box: over seeds and substitutes, {_list(boxes)} images)" if boxes else ""
+    boxes_note = f" (black box: over seeds and substitutes, {_list(boxes)} images)" if boxes else ""
     held_out = {r.config["data"]["init_args"].get("validation_size") for r in results.all}
     return (
         f"Accuracy in percent on {images:,} test images, mean ± standard deviation over seeds"
-        f"{told}. The 95 % interval of one accuracy on as many images is at most ± "
+        f"{boxes_note}. The 95 % interval of one accuracy on as many images is at most ± "
         f"{50 * (high - low):.1f}. Last epoch: no checkpoint was chosen; {_list(held_out)} "
         "training images are held out for validation."
     )
@@ -112,9 +112,11 @@ def difference_table(results: Results, against: str) -> Table:
     name, base_of = BASES[against]
     rows = []
     for point in results.by_point:
-        found = [results.difference(point, base_of(point), column) for column in results.columns]
-        if any(found):
-            rows.append([point.recipe, point.pruned, *map(_told, found)])
+        differences = [
+            results.difference(point, base_of(point), column) for column in results.columns
+        ]
+        if any(differences):
+            rows.append([point.recipe, point.pruned, *map(_told, differences)])
     note = (
         "Percentage points, mean ± standard deviation over seeds (of a single seed, over black-box "
         "substitutes). ≈: chance would do (p ≥ 0.05), by the exact sign test on the images "
@@ -165,9 +167,9 @@ def operating_points(results: Results, *, tolerance: float) -> Table:
                 good = [p for p in measured if _is_within(results, p, wanted, tolerance / 100)]
                 lost = "robust" in wanted and all(_is_guessing(results, p) for p in measured)
                 if lost or not good:
-                    told = "dense has none" if lost else "none is"
-                    told = told if measured else "not measured"
-                    rows.append([recipe, method, name, told, *[NOTHING] * 5])
+                    verdict = "dense has none" if lost else "none is"
+                    verdict = verdict if measured else "not measured"
+                    rows.append([recipe, method, name, verdict, *[NOTHING] * 5])
                     continue
                 point = max(good, key=results.share)
                 pairs = [_validated(results, point, which) for which in ("clean", "robust")]
@@ -184,11 +186,12 @@ def operating_points(results: Results, *, tolerance: float) -> Table:
                 images |= {counts[1] for counts in any_seed.validation.values()}
     headings = ["training", "method", "point", "pruned", "left", "validation natural (dense)"]
     headings += ["validation robust (dense)", "test natural", f"test {robust or 'robust'}"]
-    told = f", {_list(images)} of them" if images else ""
+    chosen_on = f", {_list(images)} of them" if images else ""
     note = (
-        f"Picked on validation images alone{told}, among the amounts that were run: the smallest "
-        f"network within {tolerance:g} points of dense in natural accuracy (high compression), and "
-        "in robust accuracy too (high robustness). A choice among noisy values favours luck: "
+        f"Picked on validation images alone{chosen_on}, among the amounts that were run: the "
+        f"smallest network within {tolerance:g} points of dense in natural accuracy (high "
+        "compression), and in robust accuracy too (high robustness). A choice among noisy values "
+        "favours luck: "
         "expect a little less. Dense has none: its robust accuracy is no better than guessing, so "
         "that keeping it means nothing. Not measured: the dense network was not tested, or not "
         "validated on as many images."
@@ -258,8 +261,8 @@ def black_box_table(results: Results) -> Table:
         ]
         if learned:
             shares = ("substitute accuracy", "substitute agreement")
-            cells = [percent([found[name] for found in learned]) for name in shares]
-            queries = f"{mean(found['queries'] for found in learned):,.0f}"
+            cells = [percent([values[name] for values in learned]) for name in shares]
+            queries = f"{mean(values['queries'] for values in learned):,.0f}"
             rows.append([point.recipe, point.pruned, *cells, queries, str(len(learned))])
     note = "In percent, mean ± standard deviation, on the images that the attacker does not hold."
     headings = ["training", "pruned", "accuracy", "agreement with the network", "queries"]
@@ -300,14 +303,16 @@ def to_csv(results: Results) -> str:
             interval = wilson_interval(round(center * images), images) if spread is None else ()
             differences: list[str] = []
             for base in (point.dense, point.control):
-                found = results.difference(point, base, column)
+                difference = results.difference(point, base, column)
                 differences += (
-                    [f"{found.points / 100:.6f}", f"{found.p:.3g}"] if found else ["", ""]
+                    [f"{difference.points / 100:.6f}", f"{difference.p:.3g}"]
+                    if difference
+                    else ["", ""]
                 )
             known = (point.recipe, point.method or "dense", point.amount, int(point.is_scratch))
-            told = "" if spread is None else f"{spread:.6f}"
+            deviation = "" if spread is None else f"{spread:.6f}"
             bounds = [f"{bound:.6f}" for bound in interval] or ["", ""]
-            measured = (column, f"{center:.6f}", told, *bounds, len(values))
+            measured = (column, f"{center:.6f}", deviation, *bounds, len(values))
             cells = (*known, *shares, *measured, " ".join(map(str, seeds)), images, *differences)
             table.writerow(dict(zip(CSV_COLUMNS, cells, strict=True)))
     return file.getvalue()
@@ -315,7 +320,7 @@ def to_csv(results: Results) -> str:
 
 def warnings(results: Results) -> list[str]:
     """What a careful reviewer would object to: run by run, then differences inside the noise."""
-    told = [
+    objections = [
         f"{result.point.recipe}, pruned {result.point.pruned}, seed {result.seed}: {warning}"
         for result in results.all
         for warning in result.warnings()
@@ -324,19 +329,20 @@ def warnings(results: Results) -> list[str]:
         noise = [
             column
             for column in results.columns
-            if (found := results.difference(point, point.dense, column)) and found.is_noise
+            if (difference := results.difference(point, point.dense, column))
+            and difference.is_noise
         ]
         if noise:
-            told.append(
-                f"{point.recipe}, pruned {point.pruned}: not to be told from dense by "
+            objections.append(
+                f"{point.recipe}, pruned {point.pruned}: not to be distinguished from dense by "
                 f"{', '.join(noise)}"
             )
         if not results.is_comparable(point, point.control):
-            told.append(
+            objections.append(
                 f"{point.recipe}, pruned {point.pruned}: not compared with the control, whose "
                 "fine-tuning had other settings or another number of epochs"
             )
-    return told
+    return objections
 
 
 def percent(values: Sequence[float]) -> str:

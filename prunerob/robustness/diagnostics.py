@@ -153,15 +153,15 @@ def _scrutiny_warnings(robustness: Robustness) -> list[str]:
     n = scrutiny.images
     warnings = []
     for tried in scrutiny.convergence:
-        told = [
+        results = [
             f"{tried.factor} times the {what} leave {100 * right / n:.1f} %"
             for what, right in tried.more.items()
             if tried.correct - right > max(3, UNCONVERGED * n)
         ]
-        if told:
+        if results:
             warnings.append(
                 f"{tried.attack} has not converged: of {n:,} images "
-                f"{100 * tried.correct / n:.1f} % are right, {' and '.join(told)}"
+                f"{100 * tried.correct / n:.1f} % are right, {' and '.join(results)}"
             )
     if scrutiny.zero_gradients >= max(1, ZERO_GRADIENTS * n):
         warnings.append(

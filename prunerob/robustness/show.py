@@ -42,8 +42,8 @@ def show(robustness: Robustness, weights: Weights, warnings: Sequence[str], suit
     console.print(table)
     for row in robustness.rows:
         if row.learned:
-            told = ", ".join(f"{name} {value:,.4g}" for name, value in row.learned.items())
-            console.print(f"{row.attack}: {told}", highlight=False)
+            learned = ", ".join(f"{name} {value:,.4g}" for name, value in row.learned.items())
+            console.print(f"{row.attack}: {learned}", highlight=False)
     for warning in warnings:
         console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
 

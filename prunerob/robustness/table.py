@@ -238,9 +238,9 @@ class Robustness:
             }
             for row in self.rows
         ]
-        found = {**about, "interval": "95 %, Wilson", "rows": rows}
+        record = {**about, "interval": "95 %, Wilson", "rows": rows}
         if self.searches:
-            found["worst case attacks"] = [
+            record["worst case attacks"] = [
                 {
                     "attack": search.attack,
                     "fooled": len(search.fooled),
@@ -250,12 +250,12 @@ class Robustness:
                 for search in self.searches
             ]
         if self.scrutiny:
-            found["scrutiny"] = {
+            record["scrutiny"] = {
                 "images": self.scrutiny.images,
                 "zero_gradients": self.scrutiny.zero_gradients,
                 "convergence": [tried.to_plain() for tried in self.scrutiny.convergence],
             }
-        return json.dumps(found, indent=2) + "\n"
+        return json.dumps(record, indent=2) + "\n"
 
     def to_csv(self) -> str:
         """The rows, one line each; accuracies in [0, 1]."""

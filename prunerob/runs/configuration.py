@@ -37,9 +37,9 @@ def differences(old: object, new: object, name: str = "") -> list[tuple[str, obj
     """
     if isinstance(old, dict) and isinstance(new, dict):
         return [
-            found
+            difference
             for key in sorted(old.keys() & new.keys())
-            for found in differences(old[key], new[key], f"{name}.{key}" if name else str(key))
+            for difference in differences(old[key], new[key], f"{name}.{key}" if name else str(key))
         ]
     return [] if old == new else [(name, old, new)]
 

@@ -36,9 +36,9 @@ def gather(value: T) -> list[T]:
     """
     if ranks() == 1:
         return [value]
-    found: list[Any] = [None] * ranks()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * ranks()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def destroy_process_group() -> None:

@@ -30,14 +30,14 @@ class Weights:
         file: a checkpoint of `fit` (.ckpt) or bare weights (.safetensors).
         run: the run that owns the file, if any.
         config: the configuration of the network, if one lies with the file.
-        found: how the file was found, for the user; the URL of one that was fetched.
+        origin: how the file was found, for the user; the URL of one that was fetched.
         results: where results go if not to the run, or beside the file.
     """
 
     file: Path
     run: Run | None
     config: Path | None
-    found: str
+    origin: str
     results: Path | None = None
 
     @property
@@ -91,14 +91,14 @@ def find_weights(place: str | None, config: str | None = None) -> Weights:
     return Weights(path, None, next((c for c in configs if c.is_file()), None), "")
 
 
-def _of_run(run: Run, name: str, found: str) -> Weights:
+def _of_run(run: Run, name: str, origin: str) -> Weights:
     file = run.checkpoint(name)
     if not file.is_file():
         kept = ", ".join(c for c in CHECKPOINTS if run.checkpoint(c).is_file())
         why = f"its checkpoints are {kept}" if kept else "no epoch of it has finished"
         why = why if run.config.is_file() else "it is no run of prunerob fit"
         raise UserError(f"ckpt_path: {run.folder} has no {file.name}: {why}")
-    return Weights(file, run, run.config if run.config.is_file() else None, found)
+    return Weights(file, run, run.config if run.config.is_file() else None, origin)
 
 
 def download(url: str) -> Path:
@@ -131,8 +131,8 @@ def read_checkpoint(file: Path) -> dict[str, object]:
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"ckpt_path: {file} is not a readable checkpoint ({told})") from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"ckpt_path: {file} is not a readable checkpoint ({reason})") from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"ckpt_path: {file} is not a checkpoint of prunerob fit")
     return checkpoint

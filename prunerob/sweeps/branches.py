@@ -39,7 +39,7 @@ class Branch:
         return "-".join(part for part in [*parts, "scratch" if self.scratch else None] if part)
 
     def settings(self) -> list[str]:
-        """What `fit` is told about it."""
+        """The options of `fit` for it."""
         settings = ["--pruning.amount", str(self.amount)]
         settings += ["--pruning.criterion", path_of(self.criterion)]
         settings += ["--pruning.reading", self.reading] if self.reading else []

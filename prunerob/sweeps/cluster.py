@@ -176,8 +176,8 @@ class RayTasks:
                 loose = self._ray.get(ref, timeout=PATIENCE)
             except self._ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
-                told = str(cause) if isinstance(cause, UserError) else ""
-                raise UserError(told or f"{host}: {_first_line(cause)}") from None
+                message = str(cause) if isinstance(cause, UserError) else ""
+                raise UserError(message or f"{host}: {_first_line(cause)}") from None
             for folder in loose:
                 say(f"Locks do not reach {host}: see that nobody else works in {folder}.")
 
@@ -233,13 +233,13 @@ class RayTasks:
         try:
             if not self._ray.wait([ref], timeout=0)[0]:
                 return None
-            found: str | Unfit = self._ray.get(ref)
+            outcome: str | Unfit = self._ray.get(ref)
         except errors.RayTaskError as error:
             return _first_line(error.cause or error)
         except errors.RayError as error:
             kind = type(error).__name__
             raise ChildProcessError(WHY.get(kind, f"{kind}: {_first_line(error)}")) from None
-        return found
+        return outcome
 
     def leave_out(self, unfit: Unfit, say: Callable[[str], None]) -> None:
         """Give a machine no more runs."""
@@ -337,10 +337,10 @@ class RayTask:
 def _stamp(file: Path) -> tuple[int, int] | None:
     """Something that changes whenever a file does; None if it cannot be seen."""
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def _knock(address: str) -> None:

@@ -97,17 +97,17 @@ class Job:
         if not file.is_file() or not self.is_trained:
             return False
         try:
-            found = json.loads(file.read_text())
-            tested = found["rows"][0]["images"]
-            suite = Suite.read(found["suite"])
+            record = json.loads(file.read_text())
+            tested = record["rows"][0]["images"]
+            suite = Suite.read(record["suite"])
         except (UserError, ValueError, KeyError, TypeError, IndexError):
             return False
         model, size = self.plain["model"], self.plain["data"]["init_args"].get("test_size")
         return bool(
             suite == Suite.read(model)
-            and found.get("test_size") == size
-            and found.get("test_images", tested) == tested  # not a part, to see whether it runs
-            and bool(found.get("scrutiny")) == bool(model["scrutinized_images"])
+            and record.get("test_size") == size
+            and record.get("test_images", tested) == tested  # not a part, to see whether it runs
+            and bool(record.get("scrutiny")) == bool(model["scrutinized_images"])
         )
 
     def commands(self) -> list[list[str]]:

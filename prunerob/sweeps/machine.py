@@ -81,13 +81,13 @@ class Place:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers, without the words on how it was built (`+cu130`)."""
-    found = {"prunerob": __version__}
+    installed = {"prunerob": __version__}
     for name in LIBRARIES:
         try:
-            found[name] = version(name).partition("+")[0]
+            installed[name] = version(name).partition("+")[0]
         except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            installed[name] = "missing"
+    return installed
 
 
 @dataclass(frozen=True)

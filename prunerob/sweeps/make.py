@@ -50,8 +50,8 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
     # A limit of 1.0 is all batches; 1 is one batch.
     limited = limit is not None and not (limit == 1 and isinstance(limit, float))
     trial = bool(plain["trainer"].get("fast_dev_run"))
-    for name, found in (("limit_test_batches", limited), ("fast_dev_run", trial)):
-        if found:
+    for name, is_set in (("limit_test_batches", limited), ("fast_dev_run", trial)):
+        if is_set:
             raise UserError(f"trainer.{name}: a sweep tests in full; set data.init_args.test_size")
     if plain["trainer"]["devices"] not in (1, "1"):
         raise UserError("trainer.devices: each run of a sweep takes one; --jobs runs several")

@@ -27,8 +27,8 @@ def cores() -> int:
 def gpus() -> list[str]:
     """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them."""
     count = torch.cuda.device_count()
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (said.split(",") if said else [str(number) for number in range(count)])[:count]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (visible.split(",") if visible else [str(number) for number in range(count)])[:count]
 
 
 class Processes:

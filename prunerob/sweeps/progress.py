@@ -73,7 +73,7 @@ class SweepProgress:
 
     def seconds_left(self) -> float | None:
         """A guess of the time to the end; None before anything is known."""
-        known = {sweep: list(found) for sweep, found in self._epoch_seconds.items()}
+        known = {sweep: list(values) for sweep, values in self._epoch_seconds.items()}
         for running in self.running:
             epochs = epochs_done(running.job) - running.epochs_before
             if epochs > 0 and running.job.sweep not in self._epoch_seconds:
@@ -82,8 +82,8 @@ class SweepProgress:
         if not known:
             return None
         # Of a sweep that has not begun, guess by the others.
-        others = median(seconds for found in known.values() for seconds in found)
-        per_epochs = {sweep: median(found) for sweep, found in known.items()}
+        others = median(seconds for values in known.values() for seconds in values)
+        per_epochs = {sweep: median(values) for sweep, values in known.items()}
         rest = median(self._rest_seconds) if self._rest_seconds else 10 * others
         left = sum(
             (job.epochs - epochs_done(job)) * per_epochs.get(job.sweep, others)
@@ -94,15 +94,15 @@ class SweepProgress:
 
     def headline(self) -> str:
         """One line for people."""
-        told = f"{len(self.done)} of {len(self.jobs)} runs finished"
+        line = f"{len(self.done)} of {len(self.jobs)} runs finished"
         if self.failed:
-            told += f", {len(self.failed)} failed"
+            line += f", {len(self.failed)} failed"
         over = len(self.done) + len(self.failed) == len(self.jobs)
         if not over and (seconds := self.seconds_left()) is not None:
             end = datetime.now().astimezone() + timedelta(seconds=seconds)
-            told += f"; done at about {end:%H:%M}"
-            told += f" on {end:%d %B}" if seconds > 12 * 3600 else ""
-        return told
+            line += f"; done at about {end:%H:%M}"
+            line += f" on {end:%d %B}" if seconds > 12 * 3600 else ""
+        return line
 
     def __rich__(self) -> Group:
         """The display: the headline, and a line for each run that goes on."""
@@ -120,10 +120,10 @@ def epochs_done(job: Job) -> int:
     """How many of its own epochs a run has finished, as its log tells."""
     if job.is_trained:
         return job.epochs
-    found = re.findall(r"^Epoch (\d+)/(\d+) \(", _tail(job.log), re.MULTILINE)
-    if not found:
+    lines = re.findall(r"^Epoch (\d+)/(\d+) \(", _tail(job.log), re.MULTILINE)
+    if not lines:
         return 0
-    epoch, epochs = map(int, found[-1])
+    epoch, epochs = map(int, lines[-1])
     return max(0, job.epochs - (epochs - epoch))
 
 
@@ -143,7 +143,7 @@ def stage(job: Job) -> str:
 
 
 def last_line(log: Path) -> str:
-    """The last thing a run said: its error, where there is one."""
+    """The last line of a run's log: its error, where there is one."""
     lines = [line.strip() for line in _tail(log).splitlines() if line.strip()]
     return (lines[-1] if lines else "no word").removeprefix("prunerob: error: ")
 

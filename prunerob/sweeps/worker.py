@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def forget_ranks() -> None:
-    """Drop what a launcher told this process of ranks; to be called before Lightning is imported.
+    """Drop a launcher's variables about ranks; to be called before Lightning is imported.
 
     A run of a sweep takes one device, whoever began the sweep or its cluster. Told that it is
     SLURM's second task, Lightning would leave it to the first to write.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -33,13 +34,13 @@ from prunerob.networks.attacked import AttackedNetwork
 from prunerob.networks.modes import evaluating
 from prunerob.networks.narrow import find_narrowing
 from prunerob.noise import image_keys
-from prunerob.robustness.measure import Examples, Measurement, in_float32
+from prunerob.robustness.measure import Measurement, in_float32
 from prunerob.robustness.table import WORST_CASE, Robustness
 from prunerob.runs.ranks import broadcast_buffers, check_agreement, ranks
 from prunerob.schedules import Constant, Schedule
 from prunerob.training import checks
 from prunerob.training.adversarial import AdversarialTraining
-from prunerob.training.phases import FINE_TUNING, TRAINING, FineTuning, Phase, make_phases
+from prunerob.training.phases import TRAINING, FineTuning, Phase, make_phases
 from prunerob.training.tensorboard import log_examples
 from prunerob.training.validation import Counts, Validation, describe_overfitting
 
@@ -153,23 +154,15 @@ class Classifier(LightningModule):
             self.optimizer,
             self.schedule,
             self.fine_tuning,
-            epochs=self.trainer.max_epochs or 0,
             prune_epoch=self.prune_epoch,
+            trainer=self.trainer,
+            batches=len(self.datamodule.train_dataloader()),
         )
 
     @property
     def phase(self) -> Phase:
         """The phase that the run is in."""
         return self.phases[self.phase_name]
-
-    @property
-    def is_fine_tuning(self) -> bool:
-        """Whether the prune epoch has begun, or lies behind."""
-        return self.phase_name == FINE_TUNING
-
-    def steps_of(self, phase: Phase) -> int:
-        """Optimizer steps of a phase."""
-        return phase.steps(self.trainer, len(self.datamodule.train_dataloader()))
 
     # Training
 
@@ -184,11 +177,11 @@ class Classifier(LightningModule):
         self.attacked = AttackedNetwork(self.network)
         self._final_counts = None
         for phase in self.phases.values() if stage == "fit" else ():
-            phase.check(self.network, self.steps_of(phase))
+            phase.check(self.network)
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Optimizer and schedule of the phase; called at the start of each."""
-        return self.phase.configure(self.network, self.steps_of(self.phase))
+        return self.phase.configure(self.network)
 
     def on_fit_start(self) -> None:
         """Refuse a network that does not fit the images or their labels, before it trains."""
@@ -212,11 +205,10 @@ class Classifier(LightningModule):
         x_adv = training.perturb(self.attacked(x), x, y, key=key, epochs=epochs)
         loss, accuracies = training.loss(self.network, x, x_adv, y)
         self._log_training({**accuracies, "loss": loss.detach()}, len(y))
-        return loss if ranks() == 1 else loss * self._weight_of(batch_idx)
-
-    def _weight_of(self, batch: int) -> float:
-        """Ranks may have different numbers of images; their gradients are averaged as equals."""
-        return cast(Batches, self.trainer.train_dataloader).weight(batch)
+        if ranks() > 1:
+            # They may have different numbers of images; their gradients are averaged as equals.
+            loss = loss * cast(Batches, self.trainer.train_dataloader).weight(batch_idx)
+        return loss
 
     def _log_training(self, values: dict[str, Tensor], images: int) -> None:
         for name, value in values.items():
@@ -243,7 +235,7 @@ class Classifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the phase, whose optimizer's state it is."""
         checkpoint["phase"] = self.phase_name
-        checkpoint["phase_steps"] = self.steps_of(self.phase)
+        checkpoint["phase_steps"] = self.phase.steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the phase, before the optimizers are made.
@@ -258,8 +250,8 @@ class Classifier(LightningModule):
             raise UserError(
                 "pruning.epoch: null, but the checkpoint is one of fine-tuning; set it as it was"
             )
-        steps, saved = self.steps_of(self.phase), checkpoint["phase_steps"]
-        over = not self.is_fine_tuning and checkpoint["epoch"] + 1 == self.prune_epoch
+        steps, saved = self.phase.steps, checkpoint["phase_steps"]
+        over = self.phase_name == TRAINING and checkpoint["epoch"] + 1 == self.prune_epoch
         if steps != saved and not over and self.phase.schedule.follows_phase:
             raise UserError(
                 f"ckpt_path: the schedule of the checkpoint's phase runs over {saved} steps, but "
@@ -279,14 +271,16 @@ class Classifier(LightningModule):
             seed=self.seed,
         )
 
-    def on_validation_start(self) -> None:
-        """On its own, refuse a network that does not fit the images."""
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count the images, with the same network on all ranks.
+
+        Raises:
+            UserError: validation on its own, of a network that does not fit the images.
+        """
         if self.trainer.state.fn != TrainerFn.FITTING:
             checks.check_images(self.network, cast(Any, self.trainer).val_dataloaders, self.trainer)
             self.attacked = AttackedNetwork(self.network, find_narrowing(self.network))
 
-    def on_validation_epoch_start(self) -> None:
-        """Begin to count the images, with the same network on all ranks."""
         broadcast_buffers(self.network)
         self._validation = self._new_validation()
 
@@ -324,12 +318,13 @@ class Classifier(LightningModule):
 
     # Test
 
-    def on_test_start(self) -> None:
-        """Refuse a network that does not fit the images, before it is attacked."""
-        checks.check_images(self.network, cast(Any, self.trainer).test_dataloaders, self.trainer)
-
     def on_test_epoch_start(self) -> None:
-        """Begin to measure."""
+        """Begin to measure.
+
+        Raises:
+            UserError: the network does not fit the images.
+        """
+        checks.check_images(self.network, cast(Any, self.trainer).test_dataloaders, self.trainer)
         self._measurement = Measurement(
             self.suite,
             attacked=AttackedNetwork(self.network, find_narrowing(self.network)),
@@ -338,7 +333,7 @@ class Classifier(LightningModule):
             scrutinized_images=self.scrutinized_images,
             seed=self.seed,
             on_attack=lambda name: self.on_attack(name),
-            on_examples=self._show_examples,
+            on_examples=partial(log_examples, self.trainer, self.test_name),
         )
         self._measurement.begin()
 
@@ -351,9 +346,6 @@ class Classifier(LightningModule):
         self.robustness = cast(Measurement, self._measurement).end()
         for row in self.robustness.rows:
             self.log(f"{self.test_name}/{row.attack}", row.accuracy)
-
-    def _show_examples(self, examples: Examples) -> None:
-        log_examples(self.trainer, f"{self.test_name} examples/{examples.attack}", examples)
 
     # Prediction
 

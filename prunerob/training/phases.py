@@ -37,53 +37,39 @@ class Phase:
         name: `TRAINING` or `FINE_TUNING`.
         optimizer: the optimizer's class and settings, without the parameters.
         schedule: how the learning rate runs over the phase.
-        epochs: how many.
+        steps: optimizer steps that it takes.
         keys: of the configuration that it is made from, for errors.
     """
 
     name: str
     optimizer: OptimizerCallable
     schedule: Schedule
-    epochs: int
+    steps: int
     keys: str
 
-    def steps(self, trainer: Trainer, batches: int) -> int:
-        """Optimizer steps of the phase.
-
-        Args:
-            trainer: may limit and accumulate batches.
-            batches: of an epoch.
-        """
-        limit = trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return max(1, self.epochs * math.ceil(batches / trainer.accumulate_grad_batches))
-
-    def configure(
-        self, network: nn.Module, steps: int
-    ) -> OptimizerConfig | OptimizerLRSchedulerConfig:
+    def configure(self, network: nn.Module) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Build the optimizer of a network's parameters, and its schedule.
 
         Args:
             network: to train.
-            steps: of the phase.
 
         Returns:
             as Lightning's `configure_optimizers`.
         """
         optimizer = self.optimizer(network.parameters())
-        scheduler = self.schedule(optimizer, steps)
+        scheduler = self.schedule(optimizer, self.steps)
         if scheduler is None:
             return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def check(self, network: nn.Module, steps: int) -> None:
+    def check(self, network: nn.Module) -> None:
         """Build both, to refuse bad settings early.
 
         Raises:
             UserError: the optimizer or the schedule refuses its settings.
         """
         try:
-            self.configure(network, steps)
+            self.configure(network)
         except UserError:
             raise
         except (ValueError, TypeError, ZeroDivisionError) as error:
@@ -95,8 +81,9 @@ def make_phases(
     schedule: Schedule,
     fine_tuning: FineTuning,
     *,
-    epochs: int,
     prune_epoch: int | None,
+    trainer: Trainer,
+    batches: int,
 ) -> dict[str, Phase]:
     """The phases of a run, by name, in order.
 
@@ -104,14 +91,21 @@ def make_phases(
         optimizer: of training.
         schedule: of training.
         fine_tuning: what it has of its own.
-        epochs: of the run.
         prune_epoch: in which fine-tuning begins; None for never.
+        trainer: says how many epochs there are; may limit and accumulate batches.
+        batches: of an epoch.
     """
+    epochs, limit = trainer.max_epochs or 0, trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    def steps(epochs: int) -> int:
+        return max(1, epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+
     training = Phase(
         name=TRAINING,
         optimizer=optimizer,
         schedule=schedule,
-        epochs=epochs if prune_epoch is None else prune_epoch,
+        steps=steps(epochs if prune_epoch is None else prune_epoch),
         keys="model.optimizer or model.schedule",
     )
     if prune_epoch is None:
@@ -120,7 +114,7 @@ def make_phases(
         name=FINE_TUNING,
         optimizer=fine_tuning.optimizer or optimizer,
         schedule=fine_tuning.schedule or schedule,
-        epochs=epochs - prune_epoch,
+        steps=steps(epochs - prune_epoch),
         keys="model.fine_tuning",
     )
     return {TRAINING: training, FINE_TUNING: pruned}

@@ -56,9 +56,11 @@ class Progress(RichProgressBar):
         """Leave a line for the epoch."""
         super().on_train_epoch_end(trainer, pl_module)
         metrics = trainer.callback_metrics
-        told = ", ".join(f"{name} {float(value):.4f}" for name, value in metrics.items())
+        accuracies = ", ".join(f"{name} {float(value):.4f}" for name, value in metrics.items())
         phase = cast(Classifier, pl_module).phase_name
-        rank_zero_info(f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs} ({phase}): {told}")
+        rank_zero_info(
+            f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs} ({phase}): {accuracies}"
+        )
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask the classifier to say which attack runs."""

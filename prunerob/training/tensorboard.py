@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
@@ -14,9 +14,6 @@ from torchvision.utils import make_grid
 
 from prunerob.robustness.measure import Examples
 from prunerob.robustness.table import Robustness
-
-if TYPE_CHECKING:
-    from prunerob.pruning.counts import Layer, Shares
 
 
 def writers(trainer: Trainer) -> list[SummaryWriter]:
@@ -40,22 +37,19 @@ def log_weight_histograms(trainer: Trainer, network: nn.Module, when: str) -> No
                 )
 
 
-def log_shares(trainer: Trainer, layers: Sequence[Layer], shares: Shares) -> None:
-    """The share pruned of each layer, and by the three readings."""
+def log_shares(trainer: Trainer, shares: Mapping[str, float]) -> None:
+    """Shares pruned, in [0, 1], by the tag of their curve."""
     for writer in writers(trainer):
-        for layer in layers:
-            writer.add_scalar(f"pruned/{layer.name}", layer.share_pruned, trainer.global_step)
-        for reading in ("filters", "weights", "parameters"):
-            share = getattr(shares, reading)
-            writer.add_scalar(f"pruned share/{reading}", share, trainer.global_step)
+        for tag, share in shares.items():
+            writer.add_scalar(tag, share, trainer.global_step)
 
 
-def log_examples(trainer: Trainer, tag: str, examples: Examples, *, columns: int = 10) -> None:
+def log_examples(trainer: Trainer, test: str, examples: Examples, *, columns: int = 10) -> None:
     """A grid of images, adversarial examples and magnified perturbations, with predictions.
 
     Args:
         trainer: says where to write.
-        tag: of the picture, with the attack's name.
+        test: the test's name; a tag has the attack's, too.
         examples: of one batch.
         columns: how many of them to show.
     """
@@ -71,17 +65,37 @@ def log_examples(trainer: Trainer, tag: str, examples: Examples, *, columns: int
     magnified = 0.5 + change / (2 * change.abs().max().clamp(min=1e-12))
     grid = make_grid(torch.cat([x, x_adv, magnified]).cpu(), nrow=len(x), pad_value=0.3)
     predictions = zip(labels.tolist(), before.tolist(), after.tolist(), strict=True)
-    told = ", ".join(f"{label}: {clean} → {attacked}" for label, clean, attacked in predictions)
+    text = ", ".join(f"{label}: {clean} → {attacked}" for label, clean, attacked in predictions)
+    tag = f"{test} examples/{examples.attack}"
     for writer in writers(trainer):
         writer.add_image(tag, grid)
-        writer.add_text(tag, f"label: prediction clean → attacked, by column: {told}")
+        writer.add_text(tag, f"label: prediction clean → attacked, by column: {text}")
 
 
 def log_robustness(
-    trainer: Trainer, name: str, robustness: Robustness, settings: Mapping[str, str | float]
+    trainer: Trainer, name: str, robustness: Robustness, config: Mapping[str, Any]
 ) -> None:
-    """Add the table, and the hyper-parameters with the accuracies they led to."""
+    """The table of a test, and the hyper-parameters with the accuracies that they led to.
+
+    Args:
+        trainer: says where to write.
+        name: of the test.
+        robustness: its result.
+        config: the configuration, in plain values.
+    """
+    settings: dict[str, str | float] = {}
+    _flatten({key: config[key] for key in ("seed_everything", "model", "pruning")}, "", settings)
     for writer in writers(trainer):
         writer.add_text(f"{name} robustness", robustness.to_markdown())
         results = {f"hp/{row.attack}": row.accuracy for row in robustness.rows}
-        writer.add_hparams(dict(settings), results, run_name=name)
+        writer.add_hparams(settings, results, run_name=name)
+
+
+def _flatten(value: object, name: str, into: dict[str, str | float]) -> None:
+    """Collect the settings that distinguish runs, by their keys."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if name not in ("model.attacks", "model.worst_case_attacks"):
+                _flatten(inner, f"{name}.{key}" if name else str(key), into)
+    elif value is not None:
+        into[name.replace(".init_args", "")] = value if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""The training step against the formula it stands for; the batches that go into it."""
+"""The loss of adversarial training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, Literal, cast
 import pytest
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from prunerob.attacks import FGSM, PGD, Attack, NoAttack
@@ -17,23 +16,7 @@ from prunerob.networks import MnistCNN, WideResNet
 from prunerob.noise import image_keys
 from prunerob.pixels import Pixels
 from prunerob.training.adversarial import AdversarialTraining
-from prunerob.training.classifier import Classifier
-from prunerob.training.validation import Validation
-
-
-def classifier(network: nn.Module, training: AdversarialTraining) -> Classifier:
-    module = Classifier(
-        network=network,
-        optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1),
-        attacks={},
-        adversarial_training=training,
-        seed=5,
-    )
-    # A step needs to know the epoch and the number of batches, and logs; no more of a Trainer.
-    trainer = type("Steps", (Trainer,), {"num_training_batches": 10, "current_epoch": 3})
-    module._trainer = object.__new__(trainer)
-    module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
-    return module
+from tests.conftest import classifier
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
@@ -97,24 +80,6 @@ def test_clean_and_adversarial_examples_meet_batch_norm_as_said(
         torch.testing.assert_close(network.state_dict()[name], value, msg=name)
 
 
-def test_what_is_counted_is_counted_in_float32(
-    trained: MnistCNN, digits: tuple[Tensor, Tensor]
-) -> None:
-    """Whatever the precision of training: a pixel of bfloat16 is off by up to half of 1/255."""
-    network = copy.deepcopy(trained)
-    module = classifier(network, AdversarialTraining())
-    batch = Batch(digits[0][:4], digits[1][:4], torch.arange(4))
-    seen: list[torch.dtype] = []
-    network.linear.register_forward_hook(lambda m, a, out: seen.append(out.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        network(batch.x)
-        assert seen == [torch.bfloat16]
-        none = NoAttack()
-        Validation(none, none, attacked_images=0, attacked=lambda x: network, seed=0).step(batch, 0)
-        module.predict_step(batch, 0)
-    assert seen[1:] == [torch.float32] * 2
-
-
 class Spy(FGSM):
     """Notes the eps that it is given."""
 
@@ -167,15 +132,3 @@ def test_settings_that_make_no_sense_are_refused() -> None:
             AdversarialTraining(attack=FGSM(), **settings)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no eps to draw"):
         AdversarialTraining(attack=Without(), eps_distribution="half_normal")
-
-
-def test_networks_are_the_paper_s() -> None:
-    network = MnistCNN()
-    sizes = {name: p.numel() for name, p in network.named_parameters()}
-    assert sum(sizes.values()) == 178_986
-    assert sum(n for name, n in sizes.items() if name.endswith("weight")) == 178_816
-    shapes = []
-    for layer in (network.conv1, network.conv2, network.conv3):
-        layer.register_forward_hook(lambda m, a, out: shapes.append(tuple(out.shape[1:])))
-    assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
-    assert shapes == [(32, 14, 14), (64, 5, 5), (64, 1, 1)]

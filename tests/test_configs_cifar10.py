@@ -20,7 +20,7 @@ from prunerob.data import CIFAR10, ImageDataModule, ImageFolder
 from prunerob.networks import WideResNet
 from prunerob.pixels import Pixels
 from prunerob.runs.weights import load_weights
-from tests.test_precision import accuracy_left
+from tests.test_attacks_precision import accuracy_left
 
 FOLDER = Path(os.environ.get("PRUNEROB_CIFAR10", ""))
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_pgd_fast.yaml"

@@ -19,7 +19,7 @@ from prunerob.sweeps.cluster import RETRIES, RayTask, RayTasks
 from prunerob.sweeps.job import Job
 from prunerob.sweeps.machine import Place, Unfit
 from prunerob.sweeps.make import make_sweep
-from tests.test_cli import TINY, assert_equal, refused, wait_for, weights
+from tests.conftest import TINY, assert_equal, refused, wait_for, weights
 
 pytest.importorskip("ray", reason="an optional extra")
 

@@ -24,8 +24,7 @@ from prunerob.networks import WideResNet
 from prunerob.pixels import Pixels
 from prunerob.runs import ranks
 from prunerob.training.adversarial import AdversarialTraining
-from tests.test_classifier import classifier
-from tests.test_cli import on_one_thread
+from tests.conftest import classifier, on_one_thread
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 ZOO = Path(__file__).parent.parent / "zoo"

@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest, ttest_1samp
 from torch import Tensor, nn
 
 from prunerob.attacks import FGSM, PGD, Attack, BlackBox, NoAttack
-from prunerob.attacks.reading import Unknown, read_attack
-from prunerob.attacks.suite import Suite
-from prunerob.errors import UserError
+from prunerob.attacks.reading import read_attack
 from prunerob.networks import MnistCNN
 from prunerob.pixels import Pixels
 from prunerob.robustness.diagnostics import review, scrutinize, sum_up
 from prunerob.robustness.table import Convergence, Robustness, Scrutiny
-from prunerob.statistics import SIGNIFICANT, mcnemar, sign_test, t_test
-
-
-@given(st.integers(0, 5000), st.integers(0, 5000))
-def test_the_paired_test_is_the_exact_binomial_one(a: int, b: int) -> None:
-    expected = binomtest(a, a + b).pvalue if a + b else 1.0
-    assert sign_test(a, b) == pytest.approx(expected, abs=1e-12)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_only_images_on_which_they_differ_count(pairs: list[tuple[bool, bool]]) -> None:
-    a, b = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    assert mcnemar(a, b) == mcnemar(b, a)
-    both = torch.ones(100, dtype=torch.bool)
-    assert mcnemar(torch.cat([a, both]), torch.cat([b, both])) == mcnemar(a, b)
-
-
-@given(st.lists(st.floats(-1, 1), min_size=2, max_size=12))
-def test_the_test_over_seeds_is_student_s(values: list[float]) -> None:
-    if len(set(values)) > 1 and torch.tensor(values).std() > 1e-6:
-        assert t_test(values) == pytest.approx(ttest_1samp(values, 0).pvalue, rel=1e-6, abs=1e-12)
-
-
-def test_a_test_over_seeds_at_its_ends() -> None:
-    assert t_test([0.3]) is None, "one says nothing about others"
-    assert t_test([0.0, 0.0]) == 1
-    assert t_test([0.1, 0.1]) == 0
-    coincide = t_test([0.001, 0.001], resolution=0.001)
-    assert coincide is not None
-    assert coincide > SIGNIFICANT, "two counts that coincide are no proof"
-    apart = t_test([0.05, 0.05], resolution=0.0001)
-    assert apart is not None
-    assert apart < SIGNIFICANT
 
 
 def made(**right: int) -> Robustness:
@@ -149,32 +109,6 @@ def test_an_attack_of_one_s_own_is_reviewed_like_prunerob_s(
     assert warning.startswith("own is weaker than fgsm at the same eps")
     (warning,) = review_of(made(fgsm=850, own=5), suite, FGSM(eps=Pixels(0.3)))
     assert warning.startswith("catastrophic overfitting: 85.0 % under fgsm")
-
-
-def test_a_record_of_an_attack_imports_nothing() -> None:
-    record = {"class_path": "this.Attack", "init_args": {"eps": "0.3", "seed": 3}}
-    read = read_attack(record)
-    assert "this" not in sys.modules, "a module of Python's own that prints when it is imported"
-    assert read == Unknown("this.Attack", {"eps": "0.3", "seed": 3}) == read_attack(record)
-    assert read.without_seed() == read_attack({**record, "init_args": {"eps": "0.3"}})
-    assert (read.name, read.radius, read.gradient_steps) == ("Attack", None, 0)
-    for class_path in ("os.system", "prunerob.cli.main", "prunerob.attacks.pgd", "", "nothing"):
-        assert isinstance(read_attack({"class_path": class_path}), Unknown)
-    assert isinstance(
-        read_attack({"class_path": "prunerob.attacks.PGD", "init_args": {"steps": -1}}), Unknown
-    )
-    for wrong in (None, "PGD", {"class_path": 3}, {"class_path": "a.B", "init_args": [1]}):
-        with pytest.raises(UserError, match="not an attack"):
-            read_attack(wrong)
-
-
-def test_records_are_attacks_with_their_defaults() -> None:
-    assert read_attack({"class_path": "prunerob.attacks.PGD"}) == PGD()
-    record = {"class_path": "prunerob.attacks.FGSM", "init_args": {"eps": "8/255"}}
-    assert read_attack(record) == FGSM(eps=Pixels("8/255")) != FGSM()
-    suite = Suite.read({"attacks": {"a": record}, "worst_case_attacks": {}})
-    assert suite == Suite({"a": FGSM(eps=Pixels("8/255"), label="true")})
-    assert suite != Suite({"b": FGSM(eps=Pixels("8/255"))})
 
 
 def test_catastrophic_overfitting() -> None:

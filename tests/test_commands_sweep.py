@@ -1,0 +1,80 @@
+"""The command sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prunerob.cli import main
+from tests.conftest import TINY, refused, times
+
+
+def test_a_file_says_the_same(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {
+        "config": TINY,
+        "folder": str(sweep),
+        "amount": {"weight": [0, 0.5], "filter": [0.5]},
+        "seed": [0, 1],
+        "scratch": True,
+        "settings": {"trainer.accelerator": "cpu"},
+    }
+    Path("sweep.yaml").write_text(yaml.safe_dump(options))
+    before = times(sweep)
+    main(["sweep", "sweep.yaml"])
+    assert times(sweep) == before
+    assert "12 of 12 runs finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--amount", "0.5,0.5"], "amount: 0.5 is there twice"),
+        (["--amount", "0.5,1"], "amount: 1.0 lies outside [0, 1)"),
+        (["--amount", "-0.1"], "amount: -0.1 lies outside"),
+        (["--amount", "half"], "argument --amount: invalid list of numbers value: 'half'"),
+        (["--amount", ""], "amount: the list is empty"),
+        ([], "--amount is missing"),
+        (["--amount", "0.5", "--seed", "1,1"], "seed: 1 is there twice"),
+        (["--amount", "0.5", "--criterion", "size"], "criterion: size is unknown"),
+        (["--amount", "0.5", "--criterion", "filter:most"], "the readings are filters"),
+        (["--amount", "0,0.95", "--criterion", "filter"], "0.95 of the weights cannot be pruned"),
+        (
+            [
+                *("--amount", "0.5", "--data", "prunerob.data.ImageFolder"),
+                *("--data.folder", "gone", "--data.augmentation", "prunerob.data.CropAndFlip"),
+            ],
+            "data.folder: there is no folder gone/train",
+        ),
+        (["--amount", "0.5", "--trainer.devices", "2"], "trainer.devices: each run of a sweep"),
+        (["--amount", "0.5", "--criterion", "filter:weights:go"], "streams have one of keep"),
+        (["--amount", "0.5", "--jobs", "0"], "--jobs and --threads are 1 or more"),
+        (["--amount", "0.5", "--config", "none.yaml"], "--config: there is no file none.yaml"),
+        (["--amount", "0.5", "--pruning.epoch", "null"], "pruning.epoch of"),
+        (["--amount", "0.5", "--pruning.epoch", "4"], "pruning.epoch of"),
+        (["--amount", "0.5", "--model.depth", "3"], "model.depth"),
+    ],
+)
+def test_mistakes_cost_nothing(
+    args: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in refused(capsys, "sweep", "--config", TINY, *args)
+    assert not Path("sweeps").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("amount: [0.5]\namounts: [1]", "amounts is unknown"),
+        ("amount: 0.5", "amount is a list"),
+        ("seed: [a]", "seed is a list of int"),
+        ("- 1", "is no sweep"),
+        ("a: [", "is no YAML file"),
+        ("settings: [1]", "settings are keys"),
+    ],
+)
+def test_mistakes_in_a_file(options: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no file none.yaml" in refused(capsys, "sweep", "none.yaml")
+    Path("sweep.yaml").write_text(options)
+    assert told in refused(capsys, "sweep", "sweep.yaml", "--config", TINY)

@@ -1,0 +1,66 @@
+"""Runs are read back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from prunerob.cli import main
+from prunerob.commands import reproduce
+from prunerob.errors import UserError
+from prunerob.reports.paper import TABLES
+from prunerob.reports.reading import _point, read_results
+from prunerob.sweeps.branches import make_branches
+from tests.conftest import TINY
+
+
+def test_settings_of_a_newer_version_do_not_make_other_attacks(swept: Path) -> None:
+    file = swept / "seed0" / "dense" / "robustness.json"
+    found = json.loads(file.read_text())
+    for attack in found["suite"]["attacks"].values():
+        attack["init_args"].pop("label", None)  # as if it had not been there yet
+    file.write_text(json.dumps(found))
+    assert len(read_results([str(swept)]).all) == 12
+    found["suite"]["attacks"]["FGSM 8/255"]["init_args"].pop("eps")  # 0.3, where it is not said
+    file.write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"FGSM 8/255 of .* are different attacks"):
+        read_results([str(swept)])
+
+
+def test_recipes_are_told_apart_by_as_much_of_their_path_as_it_takes(swept: Path) -> None:
+    for place in ("a/x/pgd", "b/x/pgd"):
+        shutil.copytree(swept / "seed0" / "dense", Path(place) / "seed0" / "dense")
+    assert read_results(["a", "b"]).recipes == ["PGD (a/x/pgd)", "PGD (b/x/pgd)"]
+
+
+def test_single_runs_with_their_dense_network(tmp_path: Path) -> None:
+    main(["fit", "--config", TINY])
+    main(["test", "--ckpt_path", "before_pruning"])
+    main(["test"])
+    results = read_results(["lightning_logs"])
+    run = Path("lightning_logs/tiny/version_0")
+    assert [point.pruned for point in results.by_point] == ["0", "weight 70 %"]
+    dense, pruned = results.all
+    rows = json.loads((run / "robustness_before_pruning.json").read_text())["rows"]
+    assert [row.accuracy for row in dense.robustness.rows] == [row["accuracy"] for row in rows]
+    # On as many images, so that they can be compared.
+    assert dense.validation["robust"][1] == pruned.validation["robust"][1] == 100
+    assert dense.validation["clean"][1] == pruned.validation["clean"][1] == 100
+
+
+def test_tables_and_reports_call_a_way_of_pruning_the_same() -> None:
+    assert reproduce._told("filter") == "filter (weights)"
+    assert reproduce._told("filter:parameters") == "filter (parameters)"
+    assert reproduce._told("filter:weights:silence") == "filter (weights, silence)"
+    names = []
+    for text in TABLES["table3"].amounts_of("PGD"):
+        (branch,) = make_branches([text], [0.5])
+        words = branch.settings()
+        keys = [word.removeprefix("--pruning.") for word in words[::2]]
+        defaults = {"reading": "weights", "residual": "keep", "epoch": 1, "masks_from": None}
+        said = {**defaults, **dict(zip(keys, words[1::2], strict=True)), "amount": 0.5}
+        names.append(_point("PGD", said).method)
+    assert names == ["weight", "filter (parameters)", "filter (weights, silence)"]

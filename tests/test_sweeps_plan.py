@@ -1,0 +1,55 @@
+"""The runs of a sweep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import yaml
+
+from tests.conftest import TINY, assert_equal, masks, on_one_thread, weights
+
+
+def test_every_branch_grows_from_one_dense_network(sweep: Path) -> None:
+    assert sorted(path.name for path in sweep.glob("[!.]*")) == ["seed0", "seed1"]
+    for seed in (0, 1):
+        runs = sweep / f"seed{seed}"
+        expected = ["control", "dense", "filter-0.5", "filter-0.5-scratch"]
+        assert sorted(p.name for p in runs.iterdir()) == [
+            *expected,
+            "weight-0.5",
+            "weight-0.5-scratch",
+        ]
+        dense = weights(runs / "dense")
+        assert json.loads((runs / "dense" / "summary.json").read_text())["epochs"] == 2
+        for name in ("control", "weight-0.5", "filter-0.5"):
+            config = yaml.safe_load((runs / name / "config.yaml").read_text())
+            assert config["seed_everything"] == seed
+            assert config["ckpt_path"].endswith(f"seed{seed}/dense/checkpoints/last.ckpt")
+            assert not torch.equal(
+                weights(runs / name)["network.conv1.weight"], dense["network.conv1.weight"]
+            )
+            assert (runs / name / "robustness.json").is_file()
+        assert all(mask.all() for mask in masks(runs / "control").values())
+        pruned, scratch = masks(runs / "filter-0.5"), masks(runs / "filter-0.5-scratch")
+        assert_equal(pruned, scratch)
+        held = weights(runs / "filter-0.5-scratch")
+        assert all((held[f"network.{name}"][~mask] == 0).all() for name, mask in pruned.items())
+        report = json.loads((runs / "filter-0.5-scratch" / "pruning.json").read_text())
+        assert report["epoch"] == 0
+        assert report["masks_from"].endswith("filter-0.5")
+
+
+def test_a_branch_equals_the_single_run(sweep: Path) -> None:
+    on_one_thread("fit", "--config", TINY, "--pruning.amount", "0.5", "--seed_everything", "1")
+    single = Path("lightning_logs/tiny/version_0")
+    assert_equal(weights(single, "before_pruning"), weights(sweep / "seed1" / "dense"))
+    assert_equal(weights(single), weights(sweep / "seed1" / "weight-0.5"))
+
+
+def test_each_run_is_tested_with_its_own_settings(sweep: Path) -> None:
+    for name, method in (("weight-0.5", "weight_magnitude"), ("filter-0.5-scratch", "filter_l1")):
+        log = (sweep / "seed0" / name / "log.txt").read_text()
+        tested = log.split("$ prunerob test")[1].splitlines()[0]
+        assert f"--pruning.amount 0.5 --pruning.criterion prunerob.pruning.{method}" in tested
