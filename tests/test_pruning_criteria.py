@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunerob.cli import main
 from prunerob.errors import UserError
 from prunerob.networks import MnistCNN
+from prunerob.networks.channels import channels_of
 from prunerob.pruning import filter_l1, random_filters, random_weights, weight_magnitude
 from prunerob.pruning.criteria import name_of, without
 from prunerob.reports.reading import read_results
@@ -72,6 +73,28 @@ def test_a_criterion_is_known_by_its_settings() -> None:
     assert name_of(Power(3)) == name_of(Power(3)) == f"{__name__}.Power(power=3)"
     assert name_of(Power(3)) != name_of(Power(2))
     assert name_of(partial(weight_magnitude, seed=1)).endswith("weight_magnitude(seed=1)")
+
+
+def mixed(network: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Scores filters of one layer and weights of another."""
+    scores = weight_magnitude(network, seed)
+    return {**scores, "conv1.weight": scores["conv1.weight"].flatten(1).mean(1)}
+
+
+def of_everything(network: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Scores weights and biases alike."""
+    return {name: value.detach().abs() for name, value in network.named_parameters()}
+
+
+def of_outputs(network: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Scores the outputs of a layer that is no convolution of the network's map."""
+    return {"linear.weight": weight_magnitude(network, seed)["linear.weight"].mean(1)}
+
+
+def energy(network: nn.Module, seed: int) -> dict[str, Tensor]:
+    """A score for each filter, by a name that does not say so."""
+    scores = weight_magnitude(network, seed)
+    return {f"{n}.weight": scores[f"{n}.weight"].flatten(1).mean(1) for n in channels_of(network)}
 
 
 def test_a_criterion_that_scores_what_cannot_be_pruned(capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,7 +116,7 @@ class Counting(MnistCNN):
 def test_a_network_that_cannot_lose_channels_keeps_them(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    args = ["fit", "--config", TINY, "--model.network", "tests.test_cli.Counting", *FILTERS]
+    args = ["fit", "--config", TINY, "--model.network", f"{__name__}.Counting", *FILTERS]
     args += ["--model.network.init_args.filters", "[8, 8, 8]"]
     assert "Counting depends on its number of channels" in refused(capsys, *args, *NARROW)
     with pytest.warns(UserWarning, match="those that are silent stay in it"):

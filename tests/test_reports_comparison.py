@@ -11,6 +11,7 @@ import pytest
 
 from prunerob.cli import main
 from prunerob.commands import reproduce
+from prunerob.reports import comparison
 from prunerob.reports.networks import Point
 from prunerob.reports.paper import TABLES, PaperTable, Recipe, Row
 from prunerob.reports.reading import read_results
@@ -71,7 +72,7 @@ def test_the_paper_s_numbers_stand_beside_ours(
 
 
 def test_a_table_leaves_out_what_another_needs() -> None:
-    points = reproduce._points(TABLES["table2"])
+    points = comparison._points(TABLES["table2"])
     assert ("FGSM", "weight", 0.8) in points
     assert ("FGSM", "filter (weights)", 0.7) in points
     assert ("FGSM", "filter (parameters)", 0.7) in points

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from prunerob.cli import main
-from prunerob.commands import reproduce
 from prunerob.errors import UserError
+from prunerob.reports import comparison
 from prunerob.reports.paper import TABLES
 from prunerob.reports.reading import _point, read_results
 from prunerob.sweeps.branches import make_branches
@@ -52,15 +52,16 @@ def test_single_runs_with_their_dense_network(tmp_path: Path) -> None:
 
 
 def test_tables_and_reports_call_a_way_of_pruning_the_same() -> None:
-    assert reproduce._told("filter") == "filter (weights)"
-    assert reproduce._told("filter:parameters") == "filter (parameters)"
-    assert reproduce._told("filter:weights:silence") == "filter (weights, silence)"
+    assert comparison._told("filter") == "filter (weights)"
+    assert comparison._told("filter:parameters") == "filter (parameters)"
+    assert comparison._told("filter:weights:silence") == "filter (weights, silence)"
     names = []
     for text in TABLES["table3"].amounts_of("PGD"):
         (branch,) = make_branches([text], [0.5])
         words = branch.settings()
         keys = [word.removeprefix("--pruning.") for word in words[::2]]
         defaults = {"reading": "weights", "residual": "keep", "epoch": 1, "masks_from": None}
+        defaults["unit"] = "weights" if text == "weight" else "filters"
         said = {**defaults, **dict(zip(keys, words[1::2], strict=True)), "amount": 0.5}
         names.append(_point("PGD", said).method)
     assert names == ["weight", "filter (parameters)", "filter (weights, silence)"]

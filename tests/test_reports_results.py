@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prunerob.attacks.suite import Suite
 from prunerob.cli import main
 from prunerob.reports.networks import Point
 from prunerob.reports.reading import read_results
@@ -69,7 +70,7 @@ def test_the_paper_s_pgd_stands_for_pgd_in_figures(swept: Path) -> None:
     suite = yaml.safe_load((CONFIGS / "cifar10_pgd.yaml").read_text())["model"]["attacks"]
     for seeds in results.by_point.values():
         for seed, result in seeds.items():
-            seeds[seed] = replace(result, suite=suite)
+            seeds[seed] = replace(result, suite=Suite.read({"attacks": suite}))
     assert results.many_steps_column() == "PGD 8/255"
     assert results.one_step_column() == "FGSM 8/255"
 

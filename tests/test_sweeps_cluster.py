@@ -14,6 +14,7 @@ from secrets import token_hex
 
 import pytest
 
+from prunerob.commands.lightning import resolve
 from prunerob.errors import UserError
 from prunerob.sweeps.cluster import RETRIES, RayTask, RayTasks
 from prunerob.sweeps.job import Job
@@ -209,7 +210,7 @@ def test_no_worker_outlives_its_sweep_and_it_goes_on(
 def job(tmp_path: Path) -> Job:
     options = {"config": TINY, "criterion": ["weight"], "amount": [0.5], "seed": [0]}
     options |= {"folder": str(tmp_path / "runs"), "scratch": False, "settings": []}
-    return make_sweep(options).jobs()[0]
+    return make_sweep(options, resolve=resolve).jobs()[0]
 
 
 class Dying(RayTasks):

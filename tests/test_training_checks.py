@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from prunerob.cli import main
 from prunerob.data import MNIST
 from prunerob.errors import UserError
 from prunerob.networks import MnistCNN
-from prunerob.training.classifier import Classifier
+from prunerob.training.checks import check_last_batch
 from tests.conftest import FILTERS, NARROW, RUN, TINY, refused
 
 
@@ -114,13 +113,10 @@ def test_each_device_needs_two_images_of_the_last_batch(
     size: int, devices: int, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prunerob.training.checks.ranks", lambda: devices)
-    module = Classifier(
-        network=Normalised(), optimizer=partial(torch.optim.SGD, lr=0.1), attacks={}
-    )
     data = MNIST(train_size=size, batch_size=64, validation_size=0)
     data.setup("fit")
     with nullcontext() if fits else pytest.raises(UserError, match="one image for a device"):
-        module._check_last_batch(data.train_dataloader())
+        check_last_batch(Normalised(), data.train_dataloader(), torch.device("cpu"))
 
 
 def test_networks_of_tutorials_run_as_they_are() -> None:

@@ -273,10 +273,11 @@ class Pruning(Callback):
         if "fine-tuned" not in self.record.accuracies:  # of a run killed after its last epoch
             self.record.accuracies["fine-tuned"] = module.final_validation()
         log_weight_histograms(trainer, module.network, "3 after fine-tuning")
+        folder = run_folder(trainer)  # which all ranks must ask for
         if trainer.is_global_zero and has_finished(trainer):
             check_held(module.network.state_dict(), self.masks, "at the end")
             text = self.record.to_json(self.settings, self._layers(module))
-            write_whole(run_folder(trainer) / "pruning.json", text)
+            write_whole(folder / "pruning.json", text)
         rank_zero_info(self.record.describe_accuracies())
 
     def describe(self, module: Classifier) -> str:

@@ -9,6 +9,7 @@ optimizer's state is widened where it is saved and narrowed where it is loaded.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class NarrowTraining:
         self.both = NarrowCopy(module.network, narrowing)
         module.network = self.both.narrow
         module.attacked = AttackedNetwork(self.both.narrow)
-        self._hook = module.register_state_dict_post_hook(self._in_full_shape)  # type: ignore[no-untyped-call]
+        self._hook = module.register_state_dict_post_hook(partial(self._in_full_shape))  # type: ignore[no-untyped-call]
 
     def _in_full_shape(
         self, module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object

@@ -52,7 +52,7 @@ class Run:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The folder of the run that a Trainer writes."""
+    """The folder of the run that a Trainer writes; all ranks must ask for it."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 

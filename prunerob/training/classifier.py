@@ -204,7 +204,8 @@ class Classifier(LightningModule):
         epochs = self.current_epoch + batch_idx / self.trainer.num_training_batches
         x_adv = training.perturb(self.attacked(x), x, y, key=key, epochs=epochs)
         loss, accuracies = training.loss(self.network, x, x_adv, y)
-        self._log_training({**accuracies, "loss": loss.detach()}, len(y))
+        named = {f"{name}_accuracy": value for name, value in accuracies.items()}
+        self._log_training({**named, "loss": loss.detach()}, len(y))
         if ranks() > 1:
             # They may have different numbers of images; their gradients are averaged as equals.
             loss = loss * cast(Batches, self.trainer.train_dataloader).weight(batch_idx)
