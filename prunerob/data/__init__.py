@@ -1,6 +1,11 @@
 """Data modules: images in memory, served in batches of tensors."""
 
-from prunerob.data.augmentation import Augmentation, CropAndFlip, NoAugmentation
+from prunerob.data.augmentation import (
+    Augmentation,
+    CropAndFlip,
+    NoAugmentation,
+    ProgressiveResizing,
+)
 from prunerob.data.cifar10 import CIFAR10
 from prunerob.data.image_folder import ImageFolder
 from prunerob.data.images import ImageDataModule
@@ -14,4 +19,5 @@ __all__ = [
     "ImageDataModule",
     "ImageFolder",
     "NoAugmentation",
+    "ProgressiveResizing",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,10 @@ class Augmentation(ABC):
         Returns:
             pixels, uint8, (B, C, H, W).
         """
+
+    def at(self, epoch: int) -> Augmentation:
+        """What to take batches of an epoch with, counted from 0, of what this one has prepared."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -94,3 +100,73 @@ class CropAndFlip(Augmentation):
             mirrored = (drawn[:, 2] < 0.5).view(-1, 1, 1, 1)
             pixels = torch.where(mirrored, pixels.flip(3), pixels)
         return pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveResizing(Augmentation):
+    """Small images first, full ones last: training that costs less.
+
+    Early epochs learn as much from images of half the side, which cost a quarter (Howard, for
+    DAWNBench, 2018; Tan and Le, arXiv:2104.00298). A training attack sees the small images as they
+    are, with its eps unchanged. Validation and test see full ones, so a network is judged fairly
+    only after some epochs at full size.
+
+    Args:
+        augmentation: of the full images, before they are made small.
+        sizes: shorter side of the images, in pixels, one phase after the other.
+        until: the epoch, counted from 0 over the whole run, before which each of the sizes ends;
+            from the last on, images are full. Epochs of fine-tuning count on.
+    """
+
+    augmentation: Augmentation = NoAugmentation()
+    sizes: tuple[int, ...] = (16, 24)
+    until: tuple[int, ...] = (6, 10)
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) < 1:
+            raise ValueError(f"sizes of ProgressiveResizing: {self.sizes} are not 1 or more")
+        rising = all(a < b for a, b in pairwise((0, *self.until)))
+        if len(self.until) != len(self.sizes) or not rising:
+            raise ValueError(
+                f"until of ProgressiveResizing: {self.until} are not epochs from 1, rising, one "
+                f"for each of the sizes {self.sizes}"
+            )
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Lay out full images; see `Augmentation.prepare`."""
+        height, width = pixels.shape[2:]
+        if max(self.sizes) > min(height, width):
+            raise UserError(
+                f"sizes of ProgressiveResizing: {max(self.sizes)} pixels are more than images of "
+                f"{width}x{height} have"
+            )
+        return self.augmentation.prepare(pixels)
+
+    def take(self, prepared: Tensor, index: Tensor, key: Tensor) -> Tensor:
+        """Take a batch of full images; see `Augmentation.take`."""
+        return self.augmentation.take(prepared, index, key)
+
+    def at(self, epoch: int) -> Augmentation:
+        """The augmentation with the size of an epoch."""
+        full, phase = self.augmentation.at(epoch), bisect_right(self.until, epoch)
+        return _Resized(full, self.sizes[phase]) if phase < len(self.sizes) else full
+
+
+@dataclass(frozen=True)
+class _Resized(Augmentation):
+    """Another augmentation's images, made smaller: the shorter side, in pixels, is `size`."""
+
+    augmentation: Augmentation
+    size: int
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        return self.augmentation.prepare(pixels)
+
+    def take(self, prepared: Tensor, index: Tensor, key: Tensor) -> Tensor:
+        pixels = self.augmentation.take(prepared, index, key)
+        shape = [round(self.size * side / min(pixels.shape[2:])) for side in pixels.shape[2:]]
+        if shape == list(pixels.shape[2:]):
+            return pixels
+        # In float32, which all devices resize.
+        small = F.interpolate(pixels.float(), shape, mode="bilinear", antialias=True)
+        return small.round_().to(torch.uint8)

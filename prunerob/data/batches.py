@@ -157,11 +157,12 @@ class Batches:
             self._prepared = self.augmentation.prepare(self.images.pixels)
         index = index.to(self.images.pixels.device)
         keys = image_keys(index, seed=seed, purpose="augmentation", epoch=epoch)
+        augmentation = self.augmentation.at(epoch)
         batches = list(
             zip(torch.split(index, self.size), torch.split(keys, self.size), strict=True)
         )
         for chosen, key in self._part(batches):
-            pixels = self.augmentation.take(self._prepared, chosen, key)
+            pixels = augmentation.take(self._prepared, chosen, key)
             yield Batch(pixels.float().div_(255), self.images.labels[chosen], chosen)
 
     def _part(self, batches: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
