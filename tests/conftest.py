@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from prunerob.cli import main
 from prunerob.data import MNIST
 from prunerob.networks import Channels, MnistCNN
+from prunerob.reports.paper import TABLES, Recipe
 from prunerob.training.adversarial import AdversarialTraining
 from prunerob.training.classifier import Classifier
 
@@ -269,3 +270,8 @@ def started(sweep: Path, tmp_path: Path) -> Path:
 def times(folder: Path) -> dict[Path, float]:
     files = [file for file in folder.rglob("*") if file.is_file() and ".locks" not in file.parts]
     return {file: file.stat().st_mtime for file in files}
+
+
+def recipe_of(table: str, name: str) -> Recipe:
+    """One of the recipes of a table of the paper."""
+    return next(recipe for recipe in TABLES[table].recipes if recipe.name == name)

@@ -17,6 +17,6 @@ def test_reproduce_needs_a_known_table_and_the_configurations(
     told = refused(capsys, "reproduce", "table1", "--recipe", "quick")
     assert "--recipe: 'quick' is none of: standard; standard, TensorFlow's RMSprop;" in told
     told = refused(capsys, "reproduce", "table3", "--recipe", "PGD*", "--recipe", "FGSM")
-    assert "no configs/cifar10_pgd_fast.yaml" in told, "the first of those asked for"
+    assert "no configs/cifar10_pgd_cpu.yaml" in told, "the first of those asked for"
     told = refused(capsys, "reproduce", "table1", "--report-only", "--configs", str(CONFIGS))
     assert "--folder: reproduce holds no runs of table1" in told

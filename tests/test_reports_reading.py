@@ -14,7 +14,7 @@ from prunerob.reports import comparison
 from prunerob.reports.paper import TABLES
 from prunerob.reports.reading import _point, read_results
 from prunerob.sweeps.branches import make_branches
-from tests.conftest import TINY
+from tests.conftest import TINY, recipe_of
 
 
 def test_settings_of_a_newer_version_do_not_make_other_attacks(swept: Path) -> None:
@@ -56,7 +56,7 @@ def test_tables_and_reports_call_a_way_of_pruning_the_same() -> None:
     assert comparison._told("filter:parameters") == "filter (parameters)"
     assert comparison._told("filter:weights:silence") == "filter (weights, silence)"
     names = []
-    for text in TABLES["table3"].amounts_of("PGD"):
+    for text in TABLES["table3"].amounts_of(recipe_of("table3", "PGD")):
         (branch,) = make_branches([text], [0.5])
         words = branch.settings()
         keys = [word.removeprefix("--pruning.") for word in words[::2]]

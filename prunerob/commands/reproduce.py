@@ -90,7 +90,7 @@ def run(args: Sequence[str]) -> None:
             sweep = {
                 "config": Path(options.configs) / recipe.config,
                 "criterion": ["weight"],
-                "amount": paper.amounts_of(recipe.training),
+                "amount": paper.amounts_of(recipe),
                 "seed": options.seed,
                 "folder": folder / recipe.folder,
                 "scratch": options.scratch,

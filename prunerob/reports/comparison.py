@@ -94,7 +94,7 @@ def _points(paper: PaperTable) -> set[tuple[str, str, float]]:
     return {
         (recipe.name, method, amount)
         for recipe in paper.recipes
-        for criterion, amounts in paper.amounts_of(recipe.training).items()
+        for criterion, amounts in paper.amounts_of(recipe).items()
         for amount in amounts
         for method in ([criterion] if criterion == "weight" else ["filter", _told(criterion)])
     }
