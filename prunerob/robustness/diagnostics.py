@@ -129,7 +129,7 @@ def _against_one_step(
         return [
             f"{name} is weaker than {other} at the same eps ({_percent(ours)} against "
             f"{_percent(theirs)} right): gradients are masked, or {name} has not converged; "
-            "quote the worst case"
+            "other attacks may leave far less"
         ]
     return []
 
