@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from hypothesis import strategies as st
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
@@ -80,13 +81,31 @@ def trained(digits: tuple[Tensor, Tensor]) -> MnistCNN:
 
 
 @pytest.fixture(scope="session")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """The folder of a finished sweep: tiny.yaml pruned in two ways, two seeds; to be read alone."""
-    folder = tmp_path_factory.mktemp("sweep")
-    config = str(Path(__file__).parent / "tiny.yaml")
-    branches = ["--criterion", "weight,filter", "--amount", "0,0.5", "--scratch", "--seed", "0,1"]
-    running = ["--folder", str(folder), "--jobs", "2", "--threads", "1"]
-    main(["sweep", "--config", config, *branches, *running])
+
+    def make(folder: Path) -> None:
+        branches = ["--criterion", "weight,filter", "--amount", "0,0.5", "--scratch"]
+        running = ["--folder", str(folder), "--jobs", "2", "--threads", "1", "--seed", "0,1"]
+        main(["sweep", "--config", TINY, *branches, *running])
+
+    return made_once("sweep", make, tmp_path_factory, worker_id)
+
+
+def made_once(
+    name: str,
+    make: Callable[[Path], None],
+    tmp_path_factory: pytest.TempPathFactory,
+    worker_id: str,
+) -> Path:
+    """A folder that one worker of the tests makes, and all read."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / name
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.with_suffix(".made").exists():
+            folder.mkdir()
+            make(folder)
+            folder.with_suffix(".made").touch()
     return folder
 
 
@@ -115,12 +134,15 @@ TINY = str(Path(__file__).parent / "tiny.yaml")
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one finished run of tiny.yaml, tested before and after pruning."""
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        main(["fit", "--config", TINY])
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder of one finished run of tiny.yaml; to be read alone."""
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            main(["fit", "--config", TINY])
+
+    folder = made_once("finished", make, tmp_path_factory, worker_id)
     return folder / "lightning_logs" / "tiny" / "version_0"
 
 
