@@ -60,6 +60,24 @@ def test_searches_count_in_the_worst_case_alone() -> None:
     assert lines[2].endswith(",")
 
 
+def test_an_attack_on_some_images_has_its_own_number() -> None:
+    recorder = record({"clean": [1, 1, 1, 0, 1], "a": [1, 0, 1, 1, 1]})
+    for index, value in ((4, 0), (1, 1), (0, 1)):  # in any order
+        recorder.add(
+            "b",
+            index=torch.tensor([index]),
+            label=torch.tensor([1]),
+            prediction=torch.tensor([value]),
+            margin=torch.tensor([value - 0.5]),
+            start=perf_counter(),
+        )
+    found = recorder.robustness()
+    counts = {row.attack: (row.correct, row.images) for row in found.rows}
+    assert counts == {"clean": (4, 5), "a": (4, 5), "b": (2, 3), "worst case": (1, 3)}
+    assert found.predictions["b"].tolist() == [1, 1, -1, -1, 0]
+    assert found.images_to_csv().splitlines()[3] == "2,1,1,0.5,1,0.5,,"
+
+
 def test_an_image_is_counted_once() -> None:
     recorder = record({"clean": [1, 1]})
     recorder.add(

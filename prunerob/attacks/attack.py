@@ -36,6 +36,11 @@ class Attack(ABC):
         return None if eps is None else float(eps)
 
     @property
+    def sample(self) -> int | None:
+        """On how many test images a test tries it, a stratified draw; None for all of them."""
+        return None
+
+    @property
     def gradient_steps(self) -> int:
         """How many times it follows the network's gradient on its way; 0 if it does not."""
         return 0

@@ -118,7 +118,8 @@ def _against_one_step(
     robustness: Robustness, name: str, other: str, one_step: Attack, training: Attack
 ) -> list[str]:
     """What is to be said of an attack of many steps beside one of a single step."""
-    ours, theirs = robustness.correct(name), robustness.correct(other)
+    both = robustness.attacked(name) & robustness.attacked(other)
+    ours, theirs = (robustness.correct(attack)[both] for attack in (name, other))
     is_of_training = training.is_one_step and training.radius == one_step.radius
     if is_of_training and overfits_to_one_step(int(ours.sum()), int(theirs.sum())):
         return [
@@ -136,8 +137,8 @@ def _against_one_step(
 
 def _against_black_box(robustness: Robustness, name: str, other: str) -> list[str]:
     """What is to be said of an attack without gradients that beats one with them."""
-    attacked = robustness.attacked(name)
-    blind, seeing = (robustness.correct(attack)[attacked] for attack in (name, other))
+    both = robustness.attacked(name) & robustness.attacked(other)
+    blind, seeing = (robustness.correct(attack)[both] for attack in (name, other))
     if not _is_above(seeing, blind):
         return []
     return [

@@ -87,6 +87,8 @@ class Measurement:
         self.on_attack = on_attack
         self.on_examples = on_examples
         self._attacks: dict[str, Attack] = {"clean": NoAttack(), **suite.attacks}
+        self._sampled = {name: a for name, a in suite.attacks.items() if a.sample is not None}
+        """Attacks that are tried on a part of the images alone, at the end."""
         self._recorder = Recorder()
         self._survivors: list[Tensor] = []
         self._batches = 0
@@ -120,9 +122,10 @@ class Measurement:
         self._batches += 1
         key = image_keys(index, seed=self.seed, purpose="test")
         network = self.attacked(x)
-        examples = perturb_by_each(self._attacks, network, x, y, key=key)
+        attacks = {name: a for name, a in self._attacks.items() if name not in self._sampled}
+        examples = perturb_by_each(attacks, network, x, y, key=key)
         predictions: dict[str, Tensor] = {}
-        for name, attack in self._attacks.items():
+        for name, attack in attacks.items():
             self.on_attack(name)
             start = perf_counter()
             with in_float32(self.device):
@@ -158,6 +161,8 @@ class Measurement:
         Raises:
             UserError: an attack left nothing to count.
         """
+        for name, attack in self._sampled.items():
+            self._attack_sample(name, attack)
         if self.suite.worst_case_attacks:
             self._attack_survivors()
         robustness = Recorder.of_all(gather(self._recorder)).robustness()
@@ -167,6 +172,27 @@ class Measurement:
                 "test on more"
             )
         return replace(robustness, scrutiny=self._scrutinize())
+
+    def _attack_sample(self, name: str, attack: Attack) -> None:
+        """Try an attack on a part of the test images, together with full batches."""
+        sample = self.data.test_sample(attack.sample or 0)
+        size, places = self.data.eval_batch_size, torch.arange(len(sample.y))
+        for part in torch.split(places, size)[rank() :: ranks()]:
+            self.on_attack(name)
+            start = perf_counter()
+            x, y, index = (column[part].to(self.device) for column in sample)
+            key = image_keys(index, seed=self.seed, purpose="test")
+            network = self.attacked(x)
+            with in_float32(self.device), torch.no_grad():
+                logits = network(attack(network, x, y, key=key))
+            self._recorder.add(
+                name,
+                index=index,
+                label=y,
+                prediction=logits.argmax(1),
+                margin=logit_margin(logits.float(), y),
+                start=start,
+            )
 
     def _attack_survivors(self) -> None:
         """Attack what no attack of the table got wrong, for the worst case alone."""

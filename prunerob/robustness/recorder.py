@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -90,12 +91,15 @@ class Recorder:
             name: [torch.cat(column) for column in zip(*parts, strict=True)]
             for name, parts in self._parts.items()
         }
-        # In the order of the images, whoever saw them.
-        order = next(iter(columns.values()))[0].argsort()
-        columns = {name: [c[order] for c in column] for name, column in columns.items()}
-        index, label = next(iter(columns.values()))[:2]
-        if len(torch.unique(index)) != len(index):
-            raise RuntimeError("an image was tested twice")
+        for own, *_ in columns.values():
+            if len(torch.unique(own)) != len(own):
+                raise RuntimeError("an image was tested twice")
+        # In the order of the images, whoever saw them; the first attack is tried on all.
+        first = next(iter(columns.values()))
+        order = first[0].argsort()
+        index, label = first[0][order], first[1][order]
+        predictions = {n: _spread(index, c[0], c[2], -1) for n, c in columns.items()}
+        margins = {n: _spread(index, c[0], c[3], math.nan) for n, c in columns.items()}
         robustness = Robustness(
             rows=(),
             searches=[
@@ -109,8 +113,8 @@ class Recorder:
             ],
             index=index,
             label=label,
-            predictions={name: column[2] for name, column in columns.items()},
-            margins={name: column[3] for name, column in columns.items()},
+            predictions=predictions,
+            margins=margins,
         )
         seconds = dict(self._seconds)
         seconds[WORST_CASE] = sum(seconds.values()) + sum(s.seconds for s in robustness.searches)
@@ -125,3 +129,17 @@ class Recorder:
             for name in (*columns, WORST_CASE)
         ]
         return replace(robustness, rows=rows)
+
+
+def _spread(index: Tensor, own: Tensor, values: Tensor, filling: float) -> Tensor:
+    """Values of some images at the places of all.
+
+    Args:
+        index: positions of all images in their data set, int64, (N,), rising.
+        own: positions of some of them, int64, (n,).
+        values: of these, (n,).
+        filling: of the others.
+    """
+    spread = torch.full(index.shape, filling, dtype=values.dtype)
+    spread[torch.searchsorted(index, own)] = values
+    return spread

@@ -148,16 +148,16 @@ class Robustness:
             return self.predictions[attack] == self.label
         right = torch.ones_like(self.label, dtype=torch.bool)
         for prediction in self.predictions.values():
-            right &= (prediction == self.label) | (prediction < 0)
+            right &= prediction == self.label
         for search in self.searches:
             right &= ~torch.isin(self.index, search.fooled)
         return right
 
     def attacked(self, attack: str) -> Tensor:
-        """Which images an attack was tried on, bool, (N,)."""
-        if attack == WORST_CASE:
-            return torch.ones_like(self.label, dtype=torch.bool)
-        return self.predictions[attack] >= 0
+        """Which images an attack was tried on, bool, (N,); in the worst case, every attack."""
+        if attack != WORST_CASE:
+            return self.predictions[attack] >= 0
+        return torch.stack([prediction >= 0 for prediction in self.predictions.values()]).all(0)
 
     @classmethod
     def read(cls, stem: Path) -> tuple[Robustness, dict[str, Any]]:
