@@ -43,11 +43,15 @@ class Square(Hunt):
         queries: number of windows tried, 1 or more.
         p: share of the image that the first windows cover, in (0, 1].
         restarts: number of tries from different stripes, 1 or more.
+        edges: whether windows smaller than the image also reach its last row and column, as the
+            paper has it. They do not in its authors' code, by which AutoAttack is defined; a
+            network that hides its gradients may be far weaker at the edges.
     """
 
     queries: int = 5000
     p: float = 0.8
     restarts: int = 1
+    edges: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +71,7 @@ class Square(Hunt):
         if not len(left[0]):
             return
         guesses = joined([self._start(survivors, part, restart) for part in left])
-        windows = Windows(survivors)
+        windows = Windows(survivors, edges=self.edges)
         for query, side in enumerate((0, *self.sides(survivors.x.shape))):
             if query % DRAWN_AT_ONCE == 0:
                 guesses.noise = windows.draw(guesses.key, query)
@@ -182,9 +186,11 @@ class Windows:
 
     Args:
         survivors: whose images.
+        edges: whether they reach the last row and column, though smaller than the image.
     """
 
-    def __init__(self, survivors: Survivors) -> None:
+    def __init__(self, survivors: Survivors, *, edges: bool) -> None:
+        self._edges = edges
         self._channels, self._height, self._width = survivors.x.shape[1:]
         device = survivors.x.device
         pixels = torch.arange(survivors.x[0].numel(), device=device)
@@ -213,12 +219,16 @@ class Windows:
             their pixels' places in flat images, int64, (B, C · side²), and whether these go to
             their highest values, not their lowest, bool, of the same shape.
         """
-        row = (noise[:, 0] * (self._height - side + 1)).long()
-        column = (noise[:, 1] * (self._width - side + 1)).long()
+        row = (noise[:, 0] * self._corners(self._height - side)).long()
+        column = (noise[:, 1] * self._corners(self._width - side)).long()
         corner = row * self._width + column
         where = self._where[corner[:, None] + self._inside(side)]
         up = (noise[:, 2:, None] >= 0.5).expand(-1, -1, side * side).flatten(1)
         return where, up
+
+    def _corners(self, spare: int) -> int:
+        """How many places a window's corner may have in one direction, with so many pixels left."""
+        return spare + 1 if self._edges else max(spare, 1)
 
     def _inside(self, side: int) -> Tensor:
         """A window's pixels as seen from its corner, int64, (C · side²,)."""
