@@ -20,9 +20,9 @@ from prunerob.attacks.auto_attack.survivors import Hunt, Survivors
 from prunerob.errors import UserError
 from prunerob.networks import MnistCNN
 from prunerob.pixels import Pixels
-from prunerob.runs.folder import load_weights
+from prunerob.runs.weights import load_weights
 from tests.conftest import SmallCNN
-from tests.test_attacks import problems
+from tests.test_attacks_attack import problems
 
 ZOO = Path(__file__).parent.parent / "zoo"
 

@@ -100,9 +100,10 @@ class Classifier(LightningModule):
             ("validation_attack", [validation_attack]),
             ("worst_case_attacks", worst_case_attacks.values()),
         ):
-            if any(attack.learns for attack in others):
+            if any(attack.learns or attack.sample for attack in others):
                 raise UserError(
-                    f"model.{group}: an attack that learns before a test belongs to model.attacks"
+                    f"model.{group}: an attack that learns before a test, or is tried on some "
+                    "test images, belongs to model.attacks"
                 )
         self.network = network
         self.optimizer = optimizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ class APGD(Hunt):
 
     Args:
         eps: radius of the L-infinity ball, in pixel units of [0, 1]: 0.3, or 8/255.
+        images: number of test images to attack, a stratified draw; null for all.
         loss: what to climb on: "cross_entropy", "dlr" (the difference of logits ratio, which does
             not change with the logits' scale) or "targeted_dlr", once for each target.
         steps: number of gradient steps, 1 or more.
@@ -52,8 +53,6 @@ class APGD(Hunt):
             likeliest for the image first; at most all others.
         rho: share of the steps between two checkpoints in which the loss must rise, in (0, 1).
     """
-
-    sees_gradients: ClassVar[bool] = True
 
     loss: Loss = "cross_entropy"
     steps: int = 100
@@ -68,6 +67,11 @@ class APGD(Hunt):
         check_counts(self, "steps", "restarts", "targets")
         if not 0 < self.rho < 1:
             raise ValueError(f"rho of APGD: {self.rho} is not between 0 and 1")
+
+    @property
+    def gradient_steps(self) -> int:
+        """Its steps."""
+        return self.steps
 
     def hunt(self, survivors: Survivors) -> None:
         """Attack who is left; see `Hunt`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +35,7 @@ class FAB(Hunt):
 
     Args:
         eps: radius of the L-infinity ball, in pixel units of [0, 1]: 0.3, or 8/255.
+        images: number of test images to attack, a stratified draw; null for all.
         targets: number of classes aimed at, one after the other, those next likeliest for the
             image first; at most all others.
         steps: number of gradient steps, 1 or more.
@@ -45,8 +45,6 @@ class FAB(Hunt):
         eta: how far to step, 1 for the linearised boundary itself.
         beta: what is left of a misclassified iterate's distance to the image, in (0, 1).
     """
-
-    sees_gradients: ClassVar[bool] = True
 
     targets: int = 9
     steps: int = 100
@@ -64,6 +62,11 @@ class FAB(Hunt):
             raise ValueError(f"eta of FAB: {self.eta} is below 1")
         if not 0 < self.beta < 1:
             raise ValueError(f"beta of FAB: {self.beta} is not between 0 and 1")
+
+    @property
+    def gradient_steps(self) -> int:
+        """Its steps."""
+        return self.steps
 
     def hunt(self, survivors: Survivors) -> None:
         """Attack who is left; see `Hunt`."""

@@ -40,6 +40,7 @@ class Square(Hunt):
 
     Args:
         eps: radius of the L-infinity ball, in pixel units of [0, 1]: 0.3, or 8/255.
+        images: number of test images to attack, a stratified draw; null for all.
         queries: number of windows tried, 1 or more.
         p: share of the image that the first windows cover, in (0, 1].
         restarts: number of tries from different stripes, 1 or more.

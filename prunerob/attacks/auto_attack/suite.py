@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from prunerob.attacks.auto_attack.apgd import APGD, CLASSES
 from prunerob.attacks.auto_attack.fab import FAB
@@ -22,9 +21,14 @@ class AutoAttack(Hunt):
 
     Args:
         eps: radius of the L-infinity ball, in pixel units of [0, 1]: 0.3, or 8/255.
+        images: number of test images to attack, a draw stratified by class that is always the
+            same; null for all.
     """
 
-    sees_gradients: ClassVar[bool] = True
+    @property
+    def gradient_steps(self) -> int:
+        """Those of its first attack."""
+        return self.stages[0][1].gradient_steps
 
     @property
     def stages(self) -> tuple[tuple[str, Hunt], ...]:

@@ -27,12 +27,21 @@ class Hunt(Attack):
     Args:
         eps: radius of the L-infinity ball, in pixel units of [0, 1]: 0.3, or 8/255. At 0 the
             images themselves are the examples.
+        images: number of test images to attack, a stratified draw; None for all.
     """
 
     eps: Pixels = Pixels(0.3)
+    images: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Pixels(self.eps))
+        if self.images is not None:
+            check_counts(self, "images")
+
+    @property
+    def sample(self) -> int | None:
+        """The setting `images`."""
+        return self.images
 
     def perturb(
         self, network: nn.Module, x: Tensor, y: Tensor, eps: Tensor | None, key: Tensor
