@@ -38,6 +38,28 @@ def test_attacks_in_the_worst_case_alone(run: Path, capsys: pytest.CaptureFixtur
     assert "'PGD' is the name of something else already" in told
 
 
+def test_autoattack_on_some_of_the_images(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fgsm = "{class_path: prunerob.attacks.FGSM, init_args: {eps: 0.1}}"
+    settings = "init_args: {eps: 0.1, images: 25}"
+    auto = f"{{class_path: prunerob.attacks.AutoAttack, {settings}}}"
+    main(["test", "--model.attacks", f"{{FGSM: {fgsm}, AutoAttack: {auto}}}"])
+    rows = {row["attack"]: row for row in json.loads((run / "robustness.json").read_text())["rows"]}
+    assert list(rows) == ["clean", "FGSM", "AutoAttack", "worst case"]
+    assert [row["images"] for row in rows.values()] == [60, 60, 25, 25]
+    assert rows["AutoAttack"]["correct"] == rows["worst case"]["correct"], "it is the strongest"
+    with (run / "robustness_images.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    tried = [line for line in lines if line["AutoAttack prediction"]]
+    assert len(tried) == 25
+    right = [line["AutoAttack prediction"] == line["label"] for line in tried]
+    assert sum(right) == rows["AutoAttack"]["correct"]
+    fgsm_right = [line["FGSM prediction"] == line["label"] for line in tried]
+    assert not any(a and not b for a, b in zip(right, fgsm_right, strict=True))
+    capsys.readouterr()
+    told = refused(capsys, "test", "--model.worst_case_attacks", f"{{auto: {auto}}}")
+    assert "model.worst_case_attacks: an attack that learns before a test, or is tried on" in told
+
+
 def test_rows_of_the_table_keep_their_names(capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(
         capsys,

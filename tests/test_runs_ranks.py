@@ -103,6 +103,7 @@ TEST = [
     "--model.attacks",
     "{FGSM: {class_path: prunerob.attacks.FGSM, init_args: {eps: 0.2}}, "
     "PGD: {class_path: prunerob.attacks.PGD, init_args: {steps: 4, step_size: 0.1, restarts: 2}}, "
+    "Square: {class_path: prunerob.attacks.Square, init_args: {queries: 30, images: 45}}, "
     "black box: {class_path: prunerob.attacks.BlackBox, init_args: {images: 20, rounds: 3}}}",
     "--model.worst_case_attacks",
     "{more: {class_path: prunerob.attacks.PGD, init_args: {steps: 20, step_size: 0.02}}}",
@@ -135,6 +136,7 @@ def test_the_table_is_the_same_on_any_number_of_ranks(several: int, tmp_path: Pa
     rows = {row["attack"]: row for row in tables[0]["rows"]}
     assert rows["clean"]["images"] == 101
     assert rows["black box"]["images"] == 81
+    assert rows["Square"]["images"] == 45
     assert tables[0]["worst case attacks"][0]["images"] > 20
     assert tables[0]["scrutiny"]["images"] == 50
 
