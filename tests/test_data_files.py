@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import random
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
-from torchvision.io import write_jpeg, write_png
+from torchvision.io import ImageReadMode, decode_image, write_jpeg, write_png
 
 from prunerob.data import MNIST
 from prunerob.data.batches import Batch
+from prunerob.data.files import PNG, read_image
 from prunerob.errors import UserError
 from prunerob.robustness.files import write_predictions
 from tests.conftest import TINY, refused, small
@@ -75,3 +85,126 @@ def test_images_that_do_not_fit_the_network_are_told(capsys: pytest.CaptureFixtu
     for command in ("test", "validate", "predict"):
         told = refused(capsys, command, "--config", TINY, "--ckpt_path", "small.safetensors", *data)
         assert "MnistCNN does not take images (3, 28, 28)" in told
+
+
+def kinds() -> dict[str, bytes]:
+    """Small images of every kind that is read, as files."""
+    picture = Image.fromarray(smooth(3))
+    grey = Image.fromarray(smooth(1)[..., 0])
+    exif = {turn: Image.Exif() for turn in range(1, 9)}
+    for turn, record in exif.items():
+        record[0x0112] = turn
+    alpha = picture.copy()
+    alpha.putalpha(grey)
+    palette = picture.quantize(64)
+    made: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "grey.png": (grey, {}),
+        "colour.png": (picture, {}),
+        "alpha.png": (alpha, {}),
+        "grey_alpha.png": (alpha.convert("LA"), {}),
+        "palette.png": (palette, {}),
+        "transparent.png": (palette, {"transparency": bytes(range(64))}),
+        "bits.png": (grey.convert("1"), {}),
+        "turned.png": (picture, {"exif": exif[6]}),
+        "grey.jpg": (grey, {}),
+        "progressive.jpg": (picture, {"progressive": True}),
+        "cmyk.jpg": (picture.convert("CMYK"), {}),
+        "best.jpg": (picture, {"quality": 100, "subsampling": 0}),
+        **{f"turned_{turn}.jpg": (picture, {"exif": record}) for turn, record in exif.items()},
+    }
+    files = {}
+    for name, (image, settings) in made.items():
+        file = io.BytesIO()
+        image.save(file, "PNG" if name.endswith("png") else "JPEG", **settings)
+        files[name] = file.getvalue()
+    return files
+
+
+def smooth(channels: int) -> np.ndarray[Any, Any]:
+    """A picture without noise, (31, 26, channels)."""
+    y, x = np.mgrid[:31, :26]
+    waves = [128 + 120 * np.sin(x / (3 + c) + y / (5 - c)) for c in range(channels)]
+    return np.stack(waves, 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_those_of_torchvision(tmp_path: Path, channels: int) -> None:
+    mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+    for name, data in kinds().items():
+        (tmp_path / name).write_bytes(data)
+        pixels = read_image(tmp_path / name, (channels,))
+        expected = decode_image(str(tmp_path / name), mode, apply_exif_orientation=True)
+        assert pixels.dtype == torch.uint8
+        assert pixels.shape == expected.shape, name
+        apart = (pixels.int() - expected.int()).abs().max()
+        # libpng weighs colours a little otherwise than JPEG and Pillow do.
+        coloured = name in ("colour.png", "alpha.png", "palette.png", "transparent.png")
+        assert apart <= int(channels == 1 and (coloured or name == "turned.png")), name
+
+
+READ = """
+import sys
+import zlib
+from pathlib import Path
+from prunerob.data.files import read_image
+from prunerob.errors import UserError
+for file in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        pixels = read_image(file, (3,))
+    except UserError as error:
+        message = str(error)
+        print("refused" if message.startswith(f"{file}: ") and "\\n" not in message else message)
+    else:
+        print(f"read {zlib.crc32(pixels.numpy().tobytes())}")
+"""
+
+
+def test_no_damaged_image_ends_the_process(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    files, whole = kinds(), dict[str, str]()
+    for name in ("colour.png", "palette.png", "turned.png", "best.jpg", "turned_6.jpg"):
+        data, (stem, ending) = files[name], name.split(".")
+        for i in range(50):
+            changed = bytearray(data)
+            place = chance.randrange(len(data))
+            changed[place] ^= chance.randrange(1, 256)
+            (tmp_path / f"changed_{stem}_{i}.{ending}").write_bytes(changed)
+            cut = data[: chance.randrange(len(data))]
+            (tmp_path / f"cut_{stem}_{i}.{ending}").write_bytes(cut)
+    for name in ("colour.png", "palette.png", "turned.png"):
+        (tmp_path / name).write_bytes(files[name])
+        pixels = read_image(tmp_path / name, (3,))
+        whole[name.split(".")[0]] = str(zlib.crc32(pixels.numpy().tobytes()))
+        (tmp_path / name).unlink()
+    wide = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    row = zlib.compress(bytes(1 + 3 * 30_000))
+    chunks = [(b"IHDR", wide), (b"IDAT", row), (b"IEND", b"")]
+    bomb = PNG + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    (tmp_path / "huge.png").write_bytes(bomb)
+    (tmp_path / "empty.png").write_bytes(b"")
+    command = [sys.executable, "-c", READ, str(tmp_path)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr == ""
+    names = sorted(file.name for file in tmp_path.iterdir())
+    results = dict(zip(names, answer.stdout.splitlines(), strict=True))
+    assert results["empty.png"] == results["huge.png"] == "refused"
+    for name, result in results.items():
+        assert result.split()[0] in ("refused", "read"), result
+        # A JPEG has no checksums: a changed byte may well be another picture. Of a PNG, the last
+        # four bytes say nothing about the pixels.
+        if result != "refused" and not name.endswith(".jpg"):
+            assert result.split()[1] == whole[name.split("_")[1]], name
+    assert sum(result == "refused" for result in results.values()) > 300
+
+
+def test_an_image_too_large_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_png(torch.zeros(3, 20, 20, dtype=torch.uint8), str(tmp_path / "large.png"))
+    monkeypatch.setattr("prunerob.data.files.MOST_PIXELS", 399)
+    with pytest.raises(UserError, match=r"large\.png: has more than 89 million pixels"):
+        read_image(tmp_path / "large.png", (3,))

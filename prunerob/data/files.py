@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from prunerob.errors import UserError
+
+PNG = b"\x89PNG\r\n\x1a\n"
+MOST_PIXELS = 89_478_485
+"""Above it, a file of a few bytes could fill the memory; Pillow warns there."""
+TOO_LARGE = f"has more than {MOST_PIXELS // 1_000_000} million pixels; make it smaller"
+warnings.filterwarnings("ignore", module=r"PIL\.")  # a doubt about a file names no file
+
+Turn = Image.Transpose
+TURNS: dict[object, Turn] = {
+    2: Turn.FLIP_LEFT_RIGHT,
+    3: Turn.ROTATE_180,
+    4: Turn.FLIP_TOP_BOTTOM,
+    5: Turn.TRANSPOSE,
+    6: Turn.ROTATE_270,
+    7: Turn.TRANSVERSE,
+    8: Turn.ROTATE_90,
+}
+"""What sets a picture upright, by EXIF's orientation."""
 
 
 def find_images(folder: Path, setting: str) -> list[Path]:
@@ -38,6 +59,9 @@ def find_images(folder: Path, setting: str) -> list[Path]:
 def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
     """Read one image, as grey or as colour as the data set is.
 
+    Pillow decodes it, since libpng in torchvision's decoder ends the process on a damaged file. The
+    pixels are the same, but where a coloured PNG becomes grey: there, one level of 255 apart.
+
     Args:
         file: PNG or JPEG.
         shape: (C, H, W) that it must have; (C,) for any size.
@@ -46,21 +70,62 @@ def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
         pixels, uint8, (C, H, W).
 
     Raises:
-        UserError: the file is no readable image, or has another size.
+        UserError: the file is no readable image, is too large, or has another size.
     """
-    pixels: Tensor
+    mode = "L" if shape[0] == 1 else "RGB"
     try:
-        mode = ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB
-        pixels = decode_image(str(file), mode, apply_exif_orientation=True)
-    except RuntimeError:
-        raise UserError(f"{file}: not a readable PNG or JPEG image") from None
-    if pixels.dim() != 3 or len(pixels) != shape[0]:  # GIF or WebP under another name
-        raise UserError(f"{file}: not a PNG or JPEG image, whatever it is called; convert it")
-    if pixels.dtype != torch.uint8:
-        raise UserError(f"{file}: has more than 8 bits a colour; convert it to 8")
-    if len(shape) > 1 and pixels.shape[1:] != shape[1:]:
-        height, width = pixels.shape[1:]
+        with file.open("rb") as opened:
+            image = _decode(opened, mode)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{file}: {TOO_LARGE}") from None
+    except MemoryError:
+        raise UserError(f"{file}: does not fit into memory") from None
+    except UnidentifiedImageError:
         raise UserError(
-            f"{file}: {width}x{height} pixels, but the data set's are {shape[2]}x{shape[1]}"
+            f"{file}: not a readable PNG or JPEG image; if it is another kind, convert it"
+        ) from None
+    except Exception as error:  # a damaged file can fail in any way
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise UserError(f"{file}: not a readable PNG or JPEG image ({error})") from None
+    if len(shape) > 1 and (image.height, image.width) != tuple(shape[1:]):
+        raise UserError(
+            f"{file}: {image.width}x{image.height} pixels, "
+            f"but the data set's are {shape[2]}x{shape[1]}"
         )
-    return pixels
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if mode == "L" else pixels.permute(2, 0, 1).contiguous()
+
+
+def _decode(opened: BinaryIO, mode: str) -> Image.Image:
+    """Decode a file, upright, once its size and its checksums are known to be right."""
+    start = opened.read(25)
+    if start.startswith(PNG) and start[24:] == b"\x10":
+        raise UserError("has more than 8 bits a colour; convert it to 8")
+    opened.seek(0)
+    with Image.open(opened, formats=("PNG", "JPEG")) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise UserError(TOO_LARGE)
+        image.verify()  # the checksums of a PNG; decoding does not look at those of its pixels
+    opened.seek(0)
+    with Image.open(opened, formats=("PNG", "JPEG")) as image:
+        image.draft(mode, None)  # a JPEG's own grey
+        image.load()
+        if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+            decoded = image.convert("RGBA").convert(mode)
+        else:
+            decoded = image.convert(mode)
+        turn = TURNS.get(_orientation(image))
+    return decoded if turn is None else decoded.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> object:
+    """How the camera was held, by the EXIF record; 1, upright, without a readable one."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        return exif.get(0x0112, 1)
+    except Exception:  # a damaged record can fail in any way, and the picture may yet be good
+        return 1
