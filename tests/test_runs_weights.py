@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from prunerob.cli import main
 from prunerob.statistics import wilson_interval
@@ -169,3 +169,20 @@ def test_foreign_and_damaged_files_are_named(
     )
     assert "conv1.bias is (8,), not (4,)" in told
     assert not (run / "robustness.json").exists()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_not_finite_are_refused(
+    value: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(run / "weights.safetensors")
+    weights["conv2.weight"][0, 0, 0, 0] = float(value)
+    save_file(weights, tmp_path / "bad.safetensors")
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"]["network.conv2.weight"][0, 0, 0, 0] = float(value)
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    for command in ("validate", "predict", "test"):
+        for name in ("bad.safetensors", "bad.ckpt"):
+            told = refused(capsys, command, "--config", TINY, "--ckpt_path", name)
+            assert f"{name} is no trained network: conv2.weight holds values that are not" in told
+    assert not (tmp_path / "predictions.csv").exists()

@@ -162,7 +162,8 @@ def load_weights(network: nn.Module, file: Path) -> None:
     """Load weights into a network of the same architecture.
 
     Raises:
-        UserError: the file cannot be read, or is for another network.
+        UserError: the file cannot be read, is for another network, or holds values that are not
+            finite where the network's own are.
     """
     new, old = read_weights(file), network.state_dict()
     for name in sorted(new.keys() | old.keys()):
@@ -173,4 +174,10 @@ def load_weights(network: nn.Module, file: Path) -> None:
         else:
             continue
         raise UserError(f"ckpt_path: {file} is for another network: {problem}")
+    for name, value in new.items():
+        if bool(old[name].isfinite().all()) and not bool(value.isfinite().all()):
+            raise UserError(
+                f"ckpt_path: {file} is no trained network: {name} holds values that are not finite "
+                "(NaN or infinite)"
+            )
     network.load_state_dict(new)
