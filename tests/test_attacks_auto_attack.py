@@ -190,16 +190,16 @@ def test_windows_are_squares_and_shrink_on_schedule(network: MnistCNN) -> None:
 
 def test_what_is_lost_counts_each_iterate(trained: MnistCNN, digits: tuple[Tensor, Tensor]) -> None:
     """AutoAttack loses what any of its parts loses, and run one by one they are the whole."""
-    x, y = digits[0][:12], digits[1][:12]
-    attack, key = AutoAttack(eps=Pixels(0.2)), torch.arange(12)
-    whole = attack.fools(trained, x, y, key=key, batch_size=12)
-    left = torch.arange(12)
+    x, y = digits[0][:6], digits[1][:6]
+    attack, key = AutoAttack(eps=Pixels(0.1)), torch.arange(6)
+    whole = attack.fools(trained, x, y, key=key, batch_size=6)
+    left = torch.arange(6)
     for _, stage in attack.stages:
-        by_part = stage.fools(trained, x[left], y[left], key=key[left], batch_size=12)
+        by_part = stage.fools(trained, x[left], y[left], key=key[left], batch_size=6)
         left = left[~by_part]
     assert torch.equal((~whole).nonzero().squeeze(1), left)
     assert [name for name, _ in attack.stages] == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
-    alone = attack.stages[0][1].fools(trained, x, y, key=key, batch_size=12)
+    alone = attack.stages[0][1].fools(trained, x, y, key=key, batch_size=6)
     assert (whole | ~alone).all()
 
 
