@@ -8,6 +8,7 @@ import sys
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
 from prunerob.attacks import Attack
+from prunerob.commands.configurations import check_file, check_groups, check_values
 from prunerob.commands.mistakes import Parser, plain
 from prunerob.data import Augmentation, ImageDataModule
 from prunerob.errors import UserError
@@ -34,13 +36,15 @@ from prunerob.robustness.diagnostics import review
 from prunerob.robustness.files import write, write_predictions
 from prunerob.robustness.show import show
 from prunerob.runs.folder import CHECKPOINTS, Run, check_writable
+from prunerob.runs.plain import read_yaml
 from prunerob.runs.ranks import destroy_process_group, gather
-from prunerob.runs.weights import Weights, find_weights, load_weights, read_checkpoint
+from prunerob.runs.weights import Weights, find_weights, load_weights
 from prunerob.schedules import Schedule
 from prunerob.training.checkpoints import Checkpoints, about_machine
 from prunerob.training.classifier import Classifier
 from prunerob.training.phases import TRAINING
 from prunerob.training.progress import Progress
+from prunerob.training.resuming import check_training_state, restoring
 from prunerob.training.tensorboard import log_robustness
 
 NOT_FOR_USERS = {
@@ -92,6 +96,7 @@ def run(args: Sequence[str]) -> None:
         if weights.origin:
             rank_zero_info(f"Using {weights.file}, from {weights.origin}")
     for config in reversed(configs):
+        check_file(Path(config))
         rest = ["--config", config, *rest]
     if command == "fit" and weights:
         place = weights.origin if weights.results else str(weights.file)
@@ -117,6 +122,9 @@ def resolve(args: Sequence[str]) -> dict[str, Any]:
     Args:
         args: what follows `fit`.
     """
+    for word, following in pairwise(args):
+        if word == "--config":
+            check_file(Path(following))
     try:
         _Reading("fit", args, None)
     except _Parsed as parsed:
@@ -192,6 +200,8 @@ class CommandLine(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; LightningCLI's own would warn about `sys.argv`."""
         self.config = parser.parse_args(args)
+        check_groups(self.config[self.config.subcommand])
+        check_values(self.config[self.config.subcommand])
         seed = self.config[self.config.subcommand].seed_everything
         if not 0 <= seed < 2**32:
             raise UserError(f"seed_everything: {seed} lies outside [0, 2^32)")
@@ -204,9 +214,6 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Direct what the command writes to the folder of the run it is about."""
         config = self.config[self.subcommand]
-        for group in ("adversarial_training", "fine_tuning"):
-            if config.model.get(group) is None:
-                raise UserError(f"model.{group}: is null; leave it out to take its defaults")
         if self.subcommand == "fit":
             if self.weights and self._goes_on(self.weights, config):
                 config.trainer.logger = _logger(self.weights.folder)
@@ -228,14 +235,20 @@ class CommandLine(LightningCLI):
         """
         if weights.run is None or weights.file != weights.run.checkpoint():
             return False
-        record = yaml.safe_load(weights.run.config.read_text())
+        record = read_yaml(weights.run.config)
+        if not isinstance(record, dict):
+            raise UserError(f"{weights.run.config} is damaged: it is no configuration")
         return {**self.plain_config(), "ckpt_path": None} == {**record, "ckpt_path": None}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the progress bar, unless it is not wanted."""
         if self.config[self.subcommand].trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(Progress())
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
+            # Of the Trainer, which names its arguments; callbacks and loggers are made before.
+            raise UserError(f"trainer: {error}") from error
 
     def instantiate_classes(self) -> None:
         """Instantiate; a setting that a class refuses is the user's mistake, not a crash."""
@@ -267,10 +280,14 @@ class CommandLine(LightningCLI):
         if ckpt_path:
             # Already found, unless a configuration that repeats a branched run names it.
             file = (self.weights or find_weights(ckpt_path)).file
-            self._check_training_state(model, file)
+            # A run that was killed in its last moments has no summary: fit brings it to its end.
+            run = self.weights.run if self.weights and self.goes_on else None
+            ends = run is not None and not run.summary.is_file()
+            check_training_state(model.network, file, self.trainer.max_epochs, ends=ends)
             ckpt_path = str(file)
         try:
-            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+            with restoring(ckpt_path):
+                self.trainer.fit(model, datamodule, ckpt_path=ckpt_path, weights_only=True)
         except (KeyboardInterrupt, SystemExit):
             # The logger's: the Trainer's would ask the other ranks, which may be gone.
             folder = getattr(self.trainer.logger, "log_dir", None)
@@ -294,24 +311,6 @@ class CommandLine(LightningCLI):
             timers = [c for c in cast(Any, self.trainer).callbacks if isinstance(c, Timer)]
             if any((timer.time_remaining() or 0) <= 0 for timer in timers):
                 rank_zero_info("trainer.max_time counts the time of all sessions: raise it")
-
-    def _check_training_state(self, model: Classifier, file: Path) -> None:
-        """See that a checkpoint fits this run, before Lightning takes it apart."""
-        if file.suffix == ".safetensors":
-            raise UserError(f"ckpt_path: {file} holds weights alone, no training to go on with")
-        checkpoint = read_checkpoint(file)
-        epoch, epochs = checkpoint.get("epoch"), self.trainer.max_epochs
-        if "loops" not in checkpoint or not isinstance(epoch, int):
-            raise UserError(f"ckpt_path: {file} holds no training state to go on from")
-        # A run that was killed in its last moments has no summary: fit brings it to its end.
-        run = self.weights.run if self.weights and self.goes_on else None
-        ends = run is not None and not run.summary.is_file()
-        if epochs is not None and 0 <= epochs <= epoch + 1 and not ends:
-            raise UserError(
-                f"ckpt_path: {file} has finished {epoch + 1} epochs, and trainer.max_epochs is "
-                f"{epochs}: nothing is left to train"
-            )
-        load_weights(model.network, file)
 
     def validate(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
         """Measure on the validation images."""

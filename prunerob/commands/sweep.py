@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prunerob.commands.arguments import Arguments, integers, numbers, words
 from prunerob.errors import UserError
+from prunerob.runs.plain import read_yaml
 
 DESCRIPTION = """\
 Train each dense network once, prune it in many ways, fine-tune, test.
@@ -148,10 +147,7 @@ KINDS: Mapping[str, tuple[Any, str]] = {
 def _read_file(file: Path, names: Any) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"there is no file {file}; see `prunerob sweep --help`")
-    try:
-        options = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no YAML file ({error})") from None
+    options = read_yaml(file)
     if not isinstance(options, dict):
         raise UserError(f"{file} is no sweep: it has no keys")
     if unknown := sorted(map(str, options.keys() - names)):

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prunerob.attacks.reading import read_attack
 from prunerob.attacks.suite import Suite
 from prunerob.errors import UserError
@@ -19,6 +17,7 @@ from prunerob.reports.networks import CONTROL, Point, Result
 from prunerob.reports.results import Results
 from prunerob.robustness.table import Robustness
 from prunerob.runs.folder import Run
+from prunerob.runs.plain import read_yaml
 
 METHODS = {function.__name__: name.replace("_", " ") for name, function in CRITERIA.items()}
 """What criteria are called, by the function's name."""
@@ -54,12 +53,12 @@ def read_results(
                 left_out.append(f"{run.folder} {problem}")
                 continue
             try:
-                config = yaml.safe_load(run.config.read_text())
+                config: Any = read_yaml(run.config)
                 data.setdefault(_data_set(config), run.folder)
                 results += _read_run(run, config, (recipes or {}).get(place))
             except UserError:
                 raise
-            except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{run.folder}: its files are damaged ({error!r})") from None
             if len(data) > 1:
                 (a, one), (b, other) = data.items()
@@ -87,8 +86,8 @@ def _is_of_a_run(config: Path) -> bool:
     if run.summary.is_file() or run.checkpoint().parent.is_dir():
         return True
     try:
-        record = yaml.safe_load(config.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        record = read_yaml(config)
+    except (OSError, UserError):
         return False
     return isinstance(record, dict) and {"model", "pruning", "trainer"} <= record.keys()
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prunerob.attacks.suite import Suite
 from prunerob.errors import UserError
 from prunerob.pruning.criteria import path_of
 from prunerob.runs.configuration import NOT_TRAINING, differences
 from prunerob.runs.folder import Run
+from prunerob.runs.plain import read_yaml
 from prunerob.sweeps.branches import Branch
 
 
@@ -143,8 +142,8 @@ class Job:
                 )
             return  # it stopped before it had anything to go on with
         try:
-            record = yaml.safe_load(self.run.config.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError):
+            record = read_yaml(self.run.config)
+        except UserError:
             record = None
         if not isinstance(record, dict):
             raise UserError(f"{self.run.config} is damaged; remove {self.run.folder}")

@@ -1,0 +1,123 @@
+"""Configurations as they are read: what is no configuration is refused before it can do harm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from inspect import Parameter, signature
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+from jsonargparse import Namespace
+from pytorch_lightning import Trainer
+
+from prunerob.data import ImageDataModule
+from prunerob.errors import UserError
+from prunerob.pruning import Pruning
+from prunerob.runs.configuration import find_object
+from prunerob.runs.plain import read_yaml
+from prunerob.training.classifier import Classifier
+
+GROUPS = ("trainer", "data", "model", "model.adversarial_training", "model.fine_tuning", "pruning")
+"""Keys that hold settings; jsonargparse takes any value for some of them."""
+
+
+def check_file(file: Path) -> None:
+    """Look through a configuration before jsonargparse takes it apart.
+
+    Raises:
+        UserError: it is no YAML, or has a single value in place of a group of settings, for which
+            jsonargparse would take the defaults.
+    """
+    config = read_yaml(file) if file.is_file() else None
+    for group in GROUPS:
+        value = config
+        for key in group.split("."):
+            value = value.get(key, {}) if isinstance(value, Mapping) else {}
+        if not isinstance(value, str):  # a file to read them from
+            _check_group(value, group)
+
+
+def check_groups(config: Namespace) -> None:
+    """See that every group of settings is one.
+
+    Raises:
+        UserError: one is null or another single value.
+    """
+    for group in GROUPS:
+        _check_group(config.get(group), group)
+    path = config.data.get("class_path")
+    if not path or find_object(path) is ImageDataModule:  # what jsonargparse takes for {}
+        raise UserError("data: names no class; set data.class_path, as to prunerob.data.MNIST")
+
+
+def _check_group(value: object, group: str) -> None:
+    if value is None:
+        raise UserError(f"{group}: is null; leave it out to take its defaults")
+    if not isinstance(value, Namespace | Mapping):
+        raise UserError(f"{group}: {value!r:.40} is no mapping of settings")
+
+
+def check_values(config: Namespace) -> None:
+    """See that nothing is null that needs a value, for which jsonargparse takes null, and no NaN.
+
+    Raises:
+        UserError: something is.
+    """
+    if config.get("seed_everything") is None:
+        raise UserError("seed_everything: is null; leave it out to take its default")
+    for group, kind in (
+        ("trainer", Trainer),
+        ("data", None),
+        ("model", Classifier),
+        ("pruning", Pruning),
+    ):
+        _check_values(config.get(group), kind, group)
+
+
+def _check_values(value: object, kind: object, key: str) -> None:
+    """The same for the settings of a class, and for what they hold.
+
+    Args:
+        value: the settings; or a class_path with its init_args; or several of those.
+        kind: the class, if the value does not name one.
+        key: where they stand.
+    """
+    if isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, part in items:
+            if isinstance(part, Namespace):
+                _check_values(part, None, f"{key}.{name}")
+        return
+    if not isinstance(value, Namespace):
+        return
+    if "class_path" in value:
+        kind, value = find_object(value.class_path), value.get("init_args")
+        key = f"{key}.init_args"
+    if not isinstance(value, Namespace):
+        return
+    hints: Mapping[str, Any] = {}
+    parameters: Mapping[str, Parameter] = {}
+    try:
+        hints = get_type_hints(cast(Any, kind).__init__)
+        parameters = signature(cast(Any, kind)).parameters
+    except Exception:  # a class of the user's may have hints that nothing resolves
+        pass
+    for name, part in vars(value).items():
+        if part is None and name in hints and name in parameters:
+            if not _admits_null(hints[name]) and parameters[name].default is not None:
+                raise UserError(f"{key}.{name}: is null; leave it out to take its default")
+        elif isinstance(part, float) and math.isnan(part):
+            raise UserError(f"{key}.{name}: is not a number (nan)")
+        else:
+            _check_values(part, hints.get(name), f"{key}.{name}")
+
+
+def _admits_null(hint: object) -> bool:
+    """Whether None is of a type."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_admits_null(part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return None in get_args(hint)
+    return hint in (Any, object, NoneType)

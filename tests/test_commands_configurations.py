@@ -1,0 +1,132 @@
+"""Wrong values of a configuration: a run, or one line that names the key."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prunerob.cli import main
+from prunerob.commands.lightning import CommandLine, resolve
+from prunerob.data import MNIST
+from prunerob.training.classifier import Classifier
+from tests.conftest import TINY, refused
+
+Path_ = tuple[str, ...]
+VALUES = (None, "", [], {}, -1, 0, 1e30, float("nan"), "abc", True, 0.5, "x" * 5000, "é☃")
+
+
+class Accepted(Exception):  # noqa: N818  (no error)
+    """Ends a run that would begin to train."""
+
+
+def keys(config: object, above: Path_ = ()) -> Iterator[Path_]:
+    if above:
+        yield above
+    if isinstance(config, dict):
+        for name, value in config.items():
+            yield from keys(value, (*above, name))
+
+
+def changed(config: dict[str, Any], key: Path_, value: object) -> dict[str, Any]:
+    config = copy.deepcopy(config)
+    group = config
+    for name in key[:-1]:
+        group = group[name]
+    group[key[-1]] = value
+    return config
+
+
+def attempt(config: dict[str, Any], key: Path_, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run `fit`, which must begin to train, or refuse in a line with the key."""
+    Path("c.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), "utf-8")
+    with pytest.raises((Accepted, SystemExit)) as end:
+        main(["fit", "--config", "c.yaml"])
+    if isinstance(end.value, SystemExit):
+        assert end.value.code == 2
+        told = capsys.readouterr().err.strip().splitlines()[-1]
+        assert told.startswith("prunerob: error: ")
+        names = [name for name in key if name not in ("init_args", "class_path")]
+        assert any(name in told for name in names[-3:]), f"{key}: {told}"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["trainer", "pruning", "data", "model", "model.adversarial_training", "model.fine_tuning"],
+)
+@pytest.mark.parametrize("value", ["null", "0.5", "[]", "true"])
+def test_a_group_of_settings_is_no_single_value(
+    key: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outer, _, inner = key.partition(".")
+    text = f"{outer}: {{{inner}: {value}}}" if inner else f"{outer}: {value}"
+    Path("c.yaml").write_text(text)
+    told = refused(capsys, "fit", "--config", TINY, "--config", "c.yaml")
+    assert told.startswith(f"prunerob: error: {key}: ")
+
+
+QUICK = [
+    ("seed_everything", None),
+    ("trainer.devices", None),
+    ("trainer.devices", "abc"),
+    ("trainer.devices", 1e30),
+    ("trainer.devices", -1),
+    ("data", {}),
+    ("data.init_args.batch_size", None),
+    ("data.init_args.validation_size", None),
+    ("model.network.init_args.filters", None),
+    ("model.adversarial_training.weight", None),
+    ("model.adversarial_training.weight", float("nan")),
+    ("model.adversarial_training.ramp_epochs", None),
+    ("model.adversarial_training.ramp_epochs", float("nan")),
+    ("model.adversarial_training.attack.init_args.steps", None),
+    ("model.attacks.PGD.init_args.steps", None),
+    ("model.attacks", None),
+    ("pruning.amount", None),
+    ("pruning.amount", float("nan")),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), QUICK)
+def test_a_wrong_value_is_told_with_its_key(
+    key: str,
+    value: object,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def accept(*_: object, **__: object) -> None:
+        raise AssertionError("accepted")
+
+    monkeypatch.setattr(CommandLine, "fit", accept)
+    base = yaml.safe_load(Path(TINY).read_text())
+    base["model"]["adversarial_training"]["weight"] = 0.5
+    path = tuple(key.split("."))
+    attempt(changed(base, path, value), path, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_no_value_of_any_key_ends_in_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def accept(_: object) -> None:
+        raise Accepted
+
+    monkeypatch.setattr(Classifier, "on_train_start", accept)
+    loaded = MNIST().load()  # once, not for every value
+    monkeypatch.setattr(MNIST, "load", lambda _: loaded)
+    base = resolve(["--config", TINY])
+    problems, tried = [], 0
+    for key in keys(base):
+        for value in VALUES:
+            tried += 1
+            try:
+                attempt(changed(base, key, value), key, capsys)
+            except Exception as error:  # all of them, in one list
+                problems.append(f"{'.'.join(key)} = {str(value)[:20]}: {error!r:.200}")
+    print(f"{tried} values tried")
+    assert not problems, "\n".join(problems)
