@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from prunerob.reports import comparison
 from prunerob.reports.paper import TABLES
 from prunerob.reports.reading import _point, read_results
 from prunerob.sweeps.branches import make_branches
-from tests.conftest import TINY, recipe_of
+from tests.conftest import TINY, recipe_of, refused
 
 
 def test_settings_of_a_newer_version_do_not_make_other_attacks(swept: Path) -> None:
@@ -65,3 +66,49 @@ def test_tables_and_reports_call_a_way_of_pruning_the_same() -> None:
         said = {**defaults, **dict(zip(keys, words[1::2], strict=True)), "amount": 0.5}
         names.append(_point("PGD", said).method)
     assert names == ["weight", "filter (parameters)", "filter (weights, silence)"]
+
+
+def test_tampered_results_are_one_line_each(
+    swept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = swept / "seed0" / "dense"
+    chance = random.Random(0)
+    damaged = 0
+    for name in ("robustness.json", "robustness_images.csv", "summary.json", "config.yaml"):
+        whole = (run / name).read_bytes()
+        hostile = [b"", b"\xff\xfe\x00", b"[]", b"null", b"[" * 100_000, b"{}", b"a,b\n1\n"]
+        for _ in range(12):
+            changed = bytearray(whole)
+            changed[chance.randrange(len(whole))] = chance.randrange(256)
+            hostile += [bytes(changed), whole[: chance.randrange(len(whole))]]
+        if name == "robustness.json":
+            good = json.loads(whole)
+            for key, value in (
+                *(("images", v) for v in (0, -1, 1e9, "many", None)),
+                *(("correct", v) for v in (-1, 10**9, 0.5, [])),
+                *(("seconds", v) for v in ("x", None, float("nan"))),
+                *(("attack", v) for v in (None, [], "another")),
+            ):
+                rows = [{**good["rows"][0], key: value}, *good["rows"][1:]]
+                hostile.append(json.dumps({**good, "rows": rows}).encode())
+        for data in hostile:
+            (run / name).write_bytes(data)
+            told = ""
+            try:
+                read_results([str(swept)])
+            except (UserError, OSError) as error:
+                told = str(error)
+            damaged += bool(told)
+            assert not told or "dense" in told
+        (run / name).write_bytes(whole)
+    print(f"{damaged} refused")
+    (run / "robustness.json").write_text("[]")
+    told = refused(capsys, "report", str(swept))
+    assert "robustness.json and _images.csv are not of a test" in told
+
+
+def test_a_folder_s_name_is_no_formula_in_figures(swept: Path) -> None:
+    for place in (r"$\foo$", "$x^{"):
+        shutil.copytree(swept / "seed0" / "dense", Path(place) / "seed0" / "dense")
+    main(["report", r"$\foo$", "$x^{", "--output", "report"])
+    assert Path("report/report.html").is_file()

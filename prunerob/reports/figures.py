@@ -31,6 +31,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 mpl.rcParams["svg.hashsalt"] = "prunerob"  # the same figure is the same file
 mpl.rcParams["font.size"] = 9
+mpl.rcParams["text.parse_math"] = False  # a folder may well be called $a$
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -58,8 +58,11 @@ def read_results(
                 results += _read_run(run, config, (recipes or {}).get(place))
             except UserError:
                 raise
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{run.folder}: its files are damaged ({error!r})") from None
+            except OSError:
+                raise
+            except Exception as error:  # a damaged file can fail in any way
+                reason = " ".join(repr(error).split())[:200]
+                raise UserError(f"{run.folder}: its files are damaged ({reason})") from None
             if len(data) > 1:
                 (a, one), (b, other) = data.items()
                 raise UserError(

@@ -10,6 +10,7 @@ from statistics import mean
 
 from prunerob.reports.networks import Point
 from prunerob.reports.results import Difference, Results
+from prunerob.robustness.cells import to_cell
 from prunerob.statistics import mean_and_spread, wilson_interval
 
 NOTHING = "–"
@@ -309,10 +310,15 @@ def to_csv(results: Results) -> str:
                     if difference
                     else ["", ""]
                 )
-            known = (point.recipe, point.method or "dense", point.amount, int(point.is_scratch))
+            known = (
+                to_cell(point.recipe),
+                to_cell(point.method or "dense"),
+                point.amount,
+                int(point.is_scratch),
+            )
             deviation = "" if spread is None else f"{spread:.6f}"
             bounds = [f"{bound:.6f}" for bound in interval] or ["", ""]
-            measured = (column, f"{center:.6f}", deviation, *bounds, len(values))
+            measured = (to_cell(column), f"{center:.6f}", deviation, *bounds, len(values))
             cells = (*known, *shares, *measured, " ".join(map(str, seeds)), images, *differences)
             table.writerow(dict(zip(CSV_COLUMNS, cells, strict=True)))
     return file.getvalue()

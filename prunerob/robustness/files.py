@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from prunerob.robustness.cells import to_cell
 from prunerob.robustness.table import Robustness
 from prunerob.runs.folder import write_whole
 from prunerob.runs.weights import Weights
@@ -58,10 +59,10 @@ def write_predictions(
             if i == 0:
                 # A network may have more outputs than the data has classes.
                 called = dict(enumerate(classes or ()))
-                every = [called.get(c, str(c)) for c in range(probabilities.shape[1])]
+                every = [to_cell(called.get(c, c)) for c in range(probabilities.shape[1])]
                 table.writerow(["image", "class", *(f"probability of {c}" for c in every)])
             for image, row in zip(index.tolist(), probabilities, strict=True):
                 values = [f"{value:.6g}" for value in row.tolist()]
                 table.writerow(
-                    [names[image] if names else image, every[int(row.argmax())], *values]
+                    [to_cell(names[image]) if names else image, every[int(row.argmax())], *values]
                 )

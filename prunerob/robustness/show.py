@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from pytorch_lightning.utilities import rank_zero_warn
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -25,7 +25,7 @@ def show(robustness: Robustness, weights: Weights, warnings: Sequence[str], suit
         suite: what it attacked with.
     """
     dense = accuracies_before_pruning(weights, robustness, suite)
-    table = Table(title=f"Robustness of {weights.file}")
+    table = Table(title=escape(f"Robustness of {weights.file}"))
     table.add_column("attack")
     if dense:
         table.add_column("before pruning", justify="right")
@@ -35,15 +35,15 @@ def show(robustness: Robustness, weights: Weights, warnings: Sequence[str], suit
         low, high = row.interval
         cells = [f"{row.accuracy:.2%}", f"{low:.2%} to {high:.2%}", f"{row.images:,}"]
         before = [f"{dense[row.attack]:.2%}" if row.attack in dense else "-"] if dense else []
-        table.add_row(row.attack, *before, *cells, f"{row.seconds:.1f}")
+        table.add_row(escape(row.attack), *before, *cells, f"{row.seconds:.1f}")
     if robustness.searches:
-        table.caption = f"In the worst case alone: {robustness.told_searches()}"
+        table.caption = escape(f"In the worst case alone: {robustness.told_searches()}")
     console = Console()
     console.print(table)
     for row in robustness.rows:
         if row.learned:
             learned = ", ".join(f"{name} {value:,.4g}" for name, value in row.learned.items())
-            console.print(f"{row.attack}: {learned}", highlight=False)
+            console.print(escape(f"{row.attack}: {learned}"), highlight=False)
     for warning in warnings:
         console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
 
@@ -55,16 +55,20 @@ def accuracies_before_pruning(
     file = weights.folder / "robustness_before_pruning.json"
     if weights.run is None or weights.file.stem == "before_pruning" or not file.is_file():
         return {}
-    before = json.loads(file.read_text("utf-8"))
-    theirs = Suite.read(before.get("suite", {}))
+    try:
+        before = json.loads(file.read_text("utf-8"))
+        theirs = Suite.read(before.get("suite", {}))
+        found = {row["attack"]: (row["images"], float(row["accuracy"])) for row in before["rows"]}
+    except Exception as error:  # a damaged file can fail in any way, and is no reason to stop
+        rank_zero_warn(f"{file} is damaged, so it is left out of the table ({error!r:.100})")
+        return {}
     images = {row.attack: row.images for row in robustness.rows}
 
-    def is_the_same(row: Mapping[str, Any]) -> bool:
-        name = row["attack"]
-        if row["images"] != images.get(name):
+    def is_the_same(name: str) -> bool:
+        if found[name][0] != images.get(name):
             return False
         if name == WORST_CASE:  # that of a suite, with what searched beyond it
             return theirs == suite
         return name == "clean" or theirs.attacks.get(name) == suite.attacks[name]
 
-    return {row["attack"]: row["accuracy"] for row in before["rows"] if is_the_same(row)}
+    return {name: accuracy for name, (_, accuracy) in found.items() if is_the_same(name)}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from prunerob.errors import UserError
+from prunerob.robustness.cells import from_cell, to_cell
 from prunerob.statistics import wilson_interval
 
 WORST_CASE = "worst case"
@@ -178,6 +179,7 @@ class Robustness:
                 encoding="utf-8", newline=""
             ) as file:
                 headings, *lines = csv.reader(file)
+            headings = [from_cell(heading) for heading in headings]
             columns = dict(zip(headings, zip(*lines, strict=True), strict=True))
             names = [h.removesuffix(" prediction") for h in headings if h.endswith(" prediction")]
             index = _integers(columns["index"])
@@ -186,7 +188,7 @@ class Robustness:
                 Search(
                     attack=search["attack"],
                     images=search["images"],
-                    fooled=index[torch.tensor([name == search["attack"] for name in by])],
+                    fooled=index[torch.tensor([from_cell(c) == search["attack"] for c in by])],
                     seconds=search["seconds"],
                 )
                 for search in about.get("worst case attacks", [])
@@ -220,8 +222,12 @@ class Robustness:
                 },
                 scrutiny=scrutiny,
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{stem}.json and _images.csv are not of a test ({error!r})") from None
+            _check(robustness)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a damaged file can fail in any way
+            reason = " ".join(repr(error).split())[:200]
+            raise UserError(f"{stem}.json and _images.csv are not of a test ({reason})") from None
         return robustness, about
 
     def to_json(self, about: Mapping[str, object]) -> str:
@@ -266,7 +272,15 @@ class Robustness:
             low, high = (f"{bound:.6f}" for bound in row.interval)
             seconds = f"{row.seconds:.3f}"
             table.writerow(
-                [row.attack, f"{row.accuracy:.6f}", low, high, row.correct, row.images, seconds]
+                [
+                    to_cell(row.attack),
+                    f"{row.accuracy:.6f}",
+                    low,
+                    high,
+                    row.correct,
+                    row.images,
+                    seconds,
+                ]
             )
         return file.getvalue()
 
@@ -302,7 +316,10 @@ class Robustness:
         """
         file = StringIO()
         table = csv.writer(file, lineterminator="\n")
-        columns = [[f"{name} prediction", f"{name} margin"] for name in self.predictions]
+        columns = [
+            [to_cell(f"{name} {what}") for what in ("prediction", "margin")]
+            for name in self.predictions
+        ]
         headings = ["index", "label", *(c for pair in columns for c in pair)]
         values: list[Sequence[object]] = [self.index.tolist(), self.label.tolist()]
         for name, prediction in self.predictions.items():
@@ -311,11 +328,35 @@ class Robustness:
             values.append(["" if p < 0 else f"{margin:.6g}" for p, margin in pairs])
         if self.searches:
             headings.append(FOOLED_BY)
-            by = {i: search.attack for search in self.searches for i in search.fooled.tolist()}
+            by = {
+                i: to_cell(search.attack)
+                for search in self.searches
+                for i in search.fooled.tolist()
+            }
             values.append([by.get(i, "") for i in self.index.tolist()])
         table.writerow(headings)
         table.writerows(zip(*values, strict=True))
         return file.getvalue()
+
+
+def _check(robustness: Robustness) -> None:
+    """See that what was read is of one test.
+
+    Raises:
+        ValueError: it is not.
+    """
+    images = len(robustness.index)
+    if len(set(robustness.index.tolist())) < images:
+        raise ValueError("an image is there twice")
+    for row in robustness.rows:
+        if not (0 <= int(row.correct) <= int(row.images) <= images and row.images > 0):
+            raise ValueError(f"{row.attack}: {row.correct} of {row.images} of {images} images")
+        if row.attack != WORST_CASE:
+            right = int(robustness.correct(row.attack).sum())
+            if right != row.correct:
+                raise ValueError(f"{row.attack}: {row.correct} right, but {right} by image")
+        if not float(row.seconds) >= 0 or not isinstance(row.learned, Mapping):
+            raise ValueError(f"{row.attack}: {row.seconds} seconds")
 
 
 def _integers(column: Sequence[str]) -> Tensor:
