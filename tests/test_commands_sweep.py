@@ -70,7 +70,7 @@ def test_mistakes_cost_nothing(
         ("amount: 0.5", "amount is a list"),
         ("seed: [a]", "seed is a list of int"),
         ("- 1", "is no sweep"),
-        ("a: [", "is no YAML file"),
+        ("a: [", "is no YAML: line"),
         ("settings: [1]", "settings are keys"),
     ],
 )
