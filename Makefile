@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 # The main job on real MNIST: train against PGD, prune 90 % of the weights, fine-tune, attack.
 demo: .venv/ready
-	@echo "Training and two tests take a minute and a half on two cores with bf16, longer without."
+	@echo "Training and two tests take two to five minutes on two cores with bf16, longer without."
 	$(BIN)/prunerob fit --config configs/mnist_quick.yaml
 	$(BIN)/prunerob test --ckpt_path before_pruning
 	$(BIN)/prunerob test
