@@ -17,8 +17,8 @@ from prunerob.networks.narrow import find_narrowing
 from prunerob.pruning.counts import Layer, count_layers, count_shares
 from prunerob.pruning.criteria import Criterion, scores_filters, weight_magnitude
 from prunerob.pruning.cut import STATE, Cut
-from prunerob.pruning.hold import Hold, check_held, to_device
-from prunerob.pruning.masks import Masks, Reading, Residual, apply_masks, emptied_layers
+from prunerob.pruning.hold import Hold, check_held
+from prunerob.pruning.masks import Masks, Reading, Residual, apply_masks, emptied_layers, to_device
 from prunerob.pruning.narrow_training import NarrowTraining, check_narrow
 from prunerob.pruning.record import PruningRecord
 from prunerob.runs.folder import has_finished, run_folder, write_whole

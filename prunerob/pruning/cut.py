@@ -21,7 +21,7 @@ from prunerob.pruning.criteria import (
     without,
 )
 from prunerob.pruning.filters import prune_filters, ranked
-from prunerob.pruning.masks import Masks, Reading, Residual, prune_weights
+from prunerob.pruning.masks import Masks, Reading, Residual, prune_weights, to_device
 from prunerob.runs.configuration import find_object
 from prunerob.runs.weights import find_weights, read_checkpoint
 
@@ -203,7 +203,7 @@ class Cut:
         if missing := sorted(scores.keys() - masks.keys()):
             raise UserError(f"pruning.masks_from: {file} has no mask of {missing[0]}")
         device = next(iter(scores.values())).device
-        return {name: mask.to(device) for name, mask in masks.items()}
+        return to_device(masks, device)
 
 
 def _read_state(place: str) -> tuple[Path, dict[str, Any]]:
@@ -262,4 +262,4 @@ def make_masks(
         )
     else:
         masks = prune_weights(scores, amount, keep_per_layer=keep_per_layer)
-    return {name: mask.to(device) for name, mask in masks.items()}
+    return to_device(masks, device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -62,8 +61,3 @@ def check_held(state: Mapping[str, Tensor], masks: Masks, when: str) -> None:
                 f"pruning: {when}, pruned weights of {name} are not 0: a callback or hook has "
                 "changed them; leave it out"
             )
-
-
-def to_device(masks: Masks, device: torch.device) -> dict[str, Tensor]:
-    """The masks on a device."""
-    return {name: mask.to(device) for name, mask in masks.items()}

@@ -113,3 +113,8 @@ def apply_masks(network: nn.Module, masks: Masks) -> None:
     for name, mask in masks.items():
         # Not a product: 0 x infinity would be NaN.
         network.get_parameter(name).masked_fill_(~mask, 0)
+
+
+def to_device(masks: Masks, device: torch.device) -> dict[str, Tensor]:
+    """The masks on a device."""
+    return {name: mask.to(device) for name, mask in masks.items()}

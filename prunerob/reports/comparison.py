@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from prunerob.errors import UserError
 from prunerob.reports.networks import Point
 from prunerob.reports.paper import PaperTable, Recipe, Row
 from prunerob.reports.results import Results
 from prunerob.reports.tables import Table, accuracy_note, percent
-from prunerob.runs.configuration import NOT_TRAINING, differences
+from prunerob.runs.configuration import NOT_TRAINING, Resolve, differences
 
 APART = 2.0
 """Percentage points from which on a cell is marked."""
-
-Resolve = Callable[[Sequence[str]], dict[str, Any]]
-"""From the options of a command line to the whole configuration, in plain values."""
 
 
 OF_A_BRANCH = (

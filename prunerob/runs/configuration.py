@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
+
+Resolve = Callable[[Sequence[str]], dict[str, Any]]
+"""From the options of a command line to the whole configuration, in plain values."""
 
 NOT_TRAINING = (
     "ckpt_path",

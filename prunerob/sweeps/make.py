@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,12 @@ from typing import Any
 from prunerob.errors import UserError
 from prunerob.pruning.criteria import name_of, scores_filters
 from prunerob.pruning.cut import Cut
-from prunerob.runs.configuration import instantiate
+from prunerob.runs.configuration import Resolve, instantiate
 from prunerob.sweeps.branches import Branch, add_branch, make_branches, refuse_repeated
 from prunerob.sweeps.executor import Executor
 from prunerob.sweeps.job import Job
 from prunerob.sweeps.plan import Sweep
 from prunerob.sweeps.queue import run_jobs
-
-Resolve = Callable[[Sequence[str]], dict[str, Any]]
-"""From the options of a command line to the whole configuration, in plain values."""
 
 
 def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:

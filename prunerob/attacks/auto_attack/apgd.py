@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from prunerob.attacks.auto_attack.survivors import (
     Hunt,
     Survivors,
     Tensors,
+    advanced,
     check_counts,
     is_wrong,
     joined,
@@ -94,12 +96,8 @@ class APGD(Hunt):
         climbers = joined([self._start(survivors, part, rank, restart) for part in left])
         halvings = checkpoints(self.steps)
         for done in range(self.steps + 1):
-            lost = [
-                self._step(survivors, climbers.rows(part), done, halvings.get(done))
-                for part in slices(len(climbers.y), survivors.batch_size)
-            ]
-            if any(part.any() for part in lost):
-                climbers = climbers.rows(~torch.cat(lost))
+            step = partial(self._step, survivors, done=done, interval=halvings.get(done))
+            climbers = advanced(climbers, survivors.batch_size, step)
             if not len(climbers.y):
                 return
         for part in slices(len(climbers.y), survivors.batch_size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,10 +14,10 @@ from prunerob.attacks.auto_attack.survivors import (
     Hunt,
     Survivors,
     Tensors,
+    advanced,
     check_counts,
     is_wrong,
     joined,
-    slices,
 )
 from prunerob.noise import mix, uniform
 
@@ -81,12 +82,8 @@ class FAB(Hunt):
             return
         walkers = joined([self._start(survivors, part, rank, restart) for part in left])
         for _ in range(self.steps):
-            lost = [
-                self._step(survivors, walkers.rows(part))
-                for part in slices(len(walkers.y), survivors.batch_size)
-            ]
-            if any(part.any() for part in lost):
-                walkers = walkers.rows(~torch.cat(lost))
+            step = partial(self._step, survivors)
+            walkers = advanced(walkers, survivors.batch_size, step)
             if not len(walkers.y):
                 return
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from prunerob.attacks.auto_attack.survivors import (
     Hunt,
     Survivors,
     Tensors,
+    advanced,
     check_counts,
     is_wrong,
     joined,
@@ -76,12 +78,8 @@ class Square(Hunt):
         for query, side in enumerate((0, *self.sides(survivors.x.shape))):
             if query % DRAWN_AT_ONCE == 0:
                 guesses.noise = windows.draw(guesses.key, query)
-            lost = [
-                self._query(survivors, guesses.rows(part), windows, query, side)
-                for part in slices(len(guesses.y), survivors.batch_size)
-            ]
-            if any(part.any() for part in lost):
-                guesses = guesses.rows(~torch.cat(lost))
+            step = partial(self._query, survivors, windows=windows, query=query, side=side)
+            guesses = advanced(guesses, survivors.batch_size, step)
             if not len(guesses.y):
                 return
         for part in slices(len(guesses.y), survivors.batch_size):

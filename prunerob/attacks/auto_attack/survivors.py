@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -209,6 +209,10 @@ class Survivors:
 class Tensors:
     """Tensors of as many rows: what an attack knows of each image on its way."""
 
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(next(iter(vars(self).values())))
+
     def rows(self: T, which: Tensor | slice) -> T:
         """The same of some images; of a slice, views."""
         return type(self)(**{name: value[which] for name, value in vars(self).items()})
@@ -218,6 +222,21 @@ def joined(parts: Sequence[T]) -> T:
     """The rows of several, one after the other."""
     columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
     return type(parts[0])(**{name: torch.cat(column) for name, column in columns.items()})
+
+
+def advanced(state: T, size: int, step: Callable[[T], Tensor]) -> T:
+    """Take a step with all rows, some at a time.
+
+    Args:
+        state: of all who are left.
+        size: rows at a time.
+        step: changes rows in place and returns who is lost, bool, (B,).
+
+    Returns:
+        the state of those who are left.
+    """
+    lost = [step(state.rows(part)) for part in slices(len(state), size)]
+    return state.rows(~torch.cat(lost)) if any(part.any() for part in lost) else state
 
 
 def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
