@@ -16,9 +16,9 @@ demo: .venv/ready
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-# All tests, with the slow ones.
+# All tests, with the slow ones, and new examples for the property tests.
 test-all: check
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or not slow" --hypothesis-profile default
 
 check: .venv/ready
 	$(BIN)/ruff check .

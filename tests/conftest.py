@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
+from hypothesis import settings
 from hypothesis import strategies as st
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
@@ -27,6 +28,10 @@ from prunerob.training.classifier import Classifier
 
 # Where it is ignored, as in a shell's background job, a test could not interrupt anything.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The quick tests see the same examples each time; `make test-all` looks for new ones.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 class SmallCNN(nn.Module):
