@@ -64,7 +64,7 @@ def _step(attack: Attack, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None
     def step() -> None:
         batches = [x]
         if training.adversarial_weight:
-            batches.append(training.perturb(network, x, y, key=key, epochs=0.0))
+            batches.append(training.perturb(network, x, y, key=key))
         loss = torch.stack([F.cross_entropy(network(batch), y) for batch in batches]).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

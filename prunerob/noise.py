@@ -81,6 +81,22 @@ def uniform(key: Tensor, shape: Sequence[int]) -> Tensor:
     return noise.view(len(key), *shape)
 
 
+def normal(key: Tensor, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise.
+
+    Args:
+        key: int64, (B,).
+        shape: shape of one image's noise.
+
+    Returns:
+        noise, float32, (B, *shape), within 5.5 of 0.
+    """
+    u = uniform(key, shape) + 2.0**-25  # in the middle of its cell: never 0
+    # The inverse of the distribution function, in float64: devices then agree in float32.
+    u = (u.cpu() if key.device.type == "mps" else u).double()
+    return (math.sqrt(2) * torch.erfinv(2 * u - 1)).float().to(key.device)
+
+
 def half_normal(key: Tensor, cut: float) -> Tensor:
     """|z| of a standard normal z, truncated to [0, cut].
 

@@ -98,7 +98,7 @@ def test_eps_ramps_up_from_0(
 ) -> None:
     training = AdversarialTraining(attack=Spy(), ramp_epochs=ramp)
     x, y, key = torch.rand(4, 1, 28, 28), torch.zeros(4, dtype=torch.int64), torch.arange(4)
-    x_adv = training.perturb(network, x, y, key=key, epochs=epochs)
+    x_adv = training.perturb(network, x, y, key=key, ramp=training.ramp(epochs))
     given = Spy.seen[-1]
     if expected is None:
         assert given is None
@@ -112,7 +112,7 @@ def test_half_normal_eps_differs_by_image_and_stays_below_the_attack_s(network: 
     n = 500
     x, y = torch.rand(n, 1, 28, 28), torch.zeros(n, dtype=torch.int64)
     key = image_keys(torch.arange(n), seed=0, purpose="training")
-    training.perturb(network, x, y, key=key, epochs=5)
+    training.perturb(network, x, y, key=key)
     eps = cast(Tensor, Spy.seen[-1])
     assert len(eps.unique()) == n
     assert 0 <= eps.min() < eps.max() <= 0.3

@@ -60,6 +60,16 @@ class Attack(ABC):
         """Whether its example in a smaller ball is that of a larger one, moved into the smaller."""
         return False
 
+    @property
+    def takes_probabilities(self) -> bool:
+        """Whether it can move away from probabilities, float32, (B, classes), given as labels."""
+        return False
+
+    @property
+    def stays_in_ball(self) -> bool:
+        """Whether its examples lie within eps: one that leaves the ball serves training alone."""
+        return True
+
     def harder(self, factor: int) -> Mapping[str, Attack]:
         """The same with more work, to see whether it has converged.
 
@@ -251,7 +261,7 @@ def input_gradient(
     Args:
         network: from pixels to logits, in evaluation mode.
         x: images, float32, (B, C, H, W), a leaf of no graph.
-        y: labels, int64, (B,).
+        y: labels, int64, (B,), or probabilities, float32, (B, classes).
         dtype: float32, or bfloat16 to run the network in mixed precision.
 
     Returns:

@@ -26,6 +26,7 @@ from prunerob.runs.ranks import broadcast_object, check_agreement, rewrap_ddp
 from prunerob.training.checks import choose_layout
 from prunerob.training.classifier import Classifier
 from prunerob.training.phases import FINE_TUNING
+from prunerob.training.teacher import Teacher
 from prunerob.training.tensorboard import log_shares, log_weight_histograms
 
 
@@ -187,6 +188,8 @@ class Pruning(Callback):
         log_weight_histograms(trainer, module.network, "1 before pruning")
         before = module.measure(attack_all=True)  # the dense network's last: as many as at the end
         self.masks, self.record = self._decide(module)
+        if module.trainings[FINE_TUNING].objective.needs_teacher:
+            module.teacher = Teacher(module.network)
         apply_masks(module.network, self.masks)
         module.phase_name = FINE_TUNING
         self._take_channels_out(module)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
+from prunerob.attacks import Attack
 from prunerob.data.batches import Batches
 from prunerob.errors import UserError
 from prunerob.networks.modes import evaluating
 from prunerob.networks.rewrite import AsItIs
+from prunerob.robustness.table import WORST_CASE
 from prunerob.runs.ranks import ranks
 
 
@@ -28,6 +30,51 @@ def check_precision(trainer: Trainer) -> None:
             f"trainer.precision: {precision} would make adversarial examples in another "
             "precision than float32; use 32-true or a mixed precision"
         )
+
+
+def check_attacks(
+    attacks: Mapping[str, Attack],
+    worst_case_attacks: Mapping[str, Attack],
+    validation: Attack,
+    training: Attack,
+) -> None:
+    """See that each attack has a name of its own and stands where it can do its work.
+
+    Args:
+        attacks: of a test, by name.
+        worst_case_attacks: those that count in its worst case alone.
+        validation: attack of validation.
+        training: attack of training.
+
+    Raises:
+        UserError: one does not.
+    """
+    taken = {"clean", "natural", WORST_CASE}
+    for group, suite in (("attacks", attacks), ("worst_case_attacks", worst_case_attacks)):
+        if again := sorted(taken & suite.keys()):
+            raise UserError(f"model.{group}: {again[0]!r} is the name of something else already")
+        taken |= suite.keys()
+    for group, others in (
+        ("adversarial_training", [training]),
+        ("validation_attack", [validation]),
+        ("worst_case_attacks", worst_case_attacks.values()),
+    ):
+        if any(attack.learns or attack.sample for attack in others):
+            raise UserError(
+                f"model.{group}: an attack that learns before a test, or is tried on some "
+                "test images, belongs to model.attacks"
+            )
+    for group, others in (
+        ("attacks", attacks.values()),
+        ("worst_case_attacks", worst_case_attacks.values()),
+        ("validation_attack", [validation]),
+    ):
+        for attack in others:
+            if not attack.stays_in_ball:
+                raise UserError(
+                    f"model.{group}: examples of {attack.name} lie outside eps; it serves "
+                    "model.adversarial_training alone"
+                )
 
 
 def check_images(network: nn.Module, batches: Batches, trainer: Trainer) -> None:

@@ -35,14 +35,23 @@ from prunerob.networks.modes import evaluating
 from prunerob.networks.narrow import find_narrowing
 from prunerob.noise import image_keys
 from prunerob.robustness.measure import Measurement, in_float32
-from prunerob.robustness.table import WORST_CASE, Robustness
+from prunerob.robustness.table import Robustness
 from prunerob.runs.ranks import broadcast_buffers, check_agreement, ranks
 from prunerob.schedules import Constant, Schedule
 from prunerob.training import checks
 from prunerob.training.adversarial import AdversarialTraining
-from prunerob.training.phases import TRAINING, FineTuning, Phase, make_phases
+from prunerob.training.phases import (
+    FINE_TUNING,
+    TRAINING,
+    FineTuning,
+    Phase,
+    make_phases,
+    make_trainings,
+)
+from prunerob.training.teacher import Teacher
 from prunerob.training.tensorboard import log_examples
 from prunerob.training.validation import Counts, Validation, describe_overfitting
+from prunerob.training.weight_perturbation import WeightPerturbation
 
 
 class Classifier(LightningModule):
@@ -82,34 +91,25 @@ class Classifier(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        checks.check_attacks(
+            attacks, worst_case_attacks, validation_attack, adversarial_training.attack
+        )
         for name, images in (
             ("validation_attack_images", validation_attack_images),
             ("scrutinized_images", scrutinized_images),
         ):
             if images < 0:
                 raise UserError(f"model.{name}: {images} is below 0")
-        taken = {"clean", "natural", WORST_CASE}
-        for group, suite in (("attacks", attacks), ("worst_case_attacks", worst_case_attacks)):
-            if again := sorted(taken & suite.keys()):
-                raise UserError(
-                    f"model.{group}: {again[0]!r} is the name of something else already"
-                )
-            taken |= suite.keys()
-        for group, others in (
-            ("adversarial_training", [adversarial_training.attack]),
-            ("validation_attack", [validation_attack]),
-            ("worst_case_attacks", worst_case_attacks.values()),
-        ):
-            if any(attack.learns or attack.sample for attack in others):
-                raise UserError(
-                    f"model.{group}: an attack that learns before a test, or is tried on some "
-                    "test images, belongs to model.attacks"
-                )
         self.network = network
         self.optimizer = optimizer
         self.schedule = schedule
         self.fine_tuning = fine_tuning
         self.adversarial_training = adversarial_training
+        self.trainings = make_trainings(adversarial_training, fine_tuning)
+        """Adversarial training in each phase, by its name."""
+        self._weight_perturbation = WeightPerturbation(adversarial_training.weight_perturbation)
+        self.teacher: Teacher | None = None
+        """The network before pruning, where fine-tuning's objective distils it."""
         self.validation_attack = validation_attack
         self.validation_attack_images = validation_attack_images
         self.suite = Suite(attacks, worst_case_attacks)
@@ -189,7 +189,7 @@ class Classifier(LightningModule):
         self._may_be_infinite = checks.infinite_buffers(self.network)
         batches = self.datamodule.train_dataloader()
         checks.check_images(self.network, batches, self.trainer)
-        if not self.adversarial_training.doubles_batches(self.network):
+        if not any(t.doubles_batches(self.network) for t in self.trainings.values()):
             checks.check_last_batch(self.network, batches, self.device)
 
     def on_train_epoch_start(self) -> None:
@@ -200,29 +200,37 @@ class Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on clean images and, in the same step, on adversarial examples of them."""
         x, y, index = batch
-        training = self.adversarial_training
+        training, teacher = self.trainings[self.phase_name], self.teacher
         key = image_keys(index, seed=self.seed, purpose="training", epoch=self.current_epoch)
-        epochs = self.current_epoch + batch_idx / self.trainer.num_training_batches
-        x_adv = training.perturb(self.attacked(x), x, y, key=key, epochs=epochs)
-        loss, accuracies = training.loss(self.network, x, x_adv, y)
-        named = {f"{name}_accuracy": value for name, value in accuracies.items()}
-        self._log_training({**named, "loss": loss.detach()}, len(y))
-        if ranks() > 1:
-            # They may have different numbers of images; their gradients are averaged as equals.
-            loss = loss * cast(Batches, self.trainer.train_dataloader).weight(batch_idx)
-        return loss
-
-    def _log_training(self, values: dict[str, Tensor], images: int) -> None:
-        for name, value in values.items():
-            self.running[name] = value
+        begun = self.prune_epoch or 0 if self.phase_name == FINE_TUNING else 0
+        epochs = self.current_epoch - begun + batch_idx / self.trainer.num_training_batches
+        ramp = training.ramp(epochs)
+        x_adv = training.perturb(self.attacked(x), x, y, key=key, ramp=ramp, teacher=teacher)
+        # Ranks may have different numbers of images; their gradients are averaged as equals.
+        share = cast(Batches, self.trainer.train_dataloader).weight(batch_idx) if ranks() > 1 else 1
+        if training.perturbs_weights(epochs):
+            self._weight_perturbation.perturb(
+                self.network,
+                lambda: training.loss(self.network, x, x_adv, y, teacher)[0],
+                share=share,
+            )
+        loss, accuracies = training.loss(self.network, x, x_adv, y, teacher)
+        self.running = {f"{name}_accuracy": value for name, value in accuracies.items()}
+        self.running["loss"] = loss.detach()
+        for name, value in self.running.items():
             self.log(
                 f"train/{name}",
                 value,
                 on_step=False,
                 on_epoch=True,
-                batch_size=images,
+                batch_size=len(y),
                 sync_dist=ranks() > 1,
             )
+        return loss * share if ranks() > 1 else loss
+
+    def on_after_backward(self) -> None:
+        """Take the perturbation of the weights back, before anything else sees them."""
+        self._weight_perturbation.restore()
 
     def on_train_epoch_end(self) -> None:
         """See that the network is sound and the same on all ranks, before it is saved.
@@ -238,6 +246,8 @@ class Classifier(LightningModule):
         """Note the phase, whose optimizer's state it is."""
         checkpoint["phase"] = self.phase_name
         checkpoint["phase_steps"] = self.phase.steps
+        if self.teacher is not None:
+            checkpoint["teacher"] = self.teacher.state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the phase, before the optimizers are made.
@@ -252,6 +262,13 @@ class Classifier(LightningModule):
             raise UserError(
                 "pruning.epoch: null, but the checkpoint is one of fine-tuning; set it as it was"
             )
+        if self.trainings[self.phase_name].objective.needs_teacher:
+            if "teacher" not in checkpoint:
+                raise UserError(
+                    "model.fine_tuning.objective: the checkpoint holds no teacher; go on from the "
+                    "run's checkpoints/before_pruning.ckpt"
+                )
+            self.teacher = Teacher(self.network, checkpoint["teacher"])
         steps, saved = self.phase.steps, checkpoint["phase_steps"]
         over = self.phase_name == TRAINING and checkpoint["epoch"] + 1 == self.prune_epoch
         if steps != saved and not over and self.phase.schedule.follows_phase:

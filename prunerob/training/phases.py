@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import OptimizerCallable
@@ -12,21 +12,75 @@ from torch import nn
 
 from prunerob.errors import UserError
 from prunerob.schedules import Schedule
+from prunerob.training.adversarial import AdversarialTraining
+from prunerob.training.objectives import Objective
 
 TRAINING, FINE_TUNING = "training", "fine-tuning"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning:
-    """Optimizer and schedule of fine-tuning, the phase that begins at the prune epoch.
+    """What fine-tuning, the phase that begins at the prune epoch, has of its own.
 
     Args:
         optimizer: as for training; null for the same.
         schedule: as for training; null for the same.
+        objective: as `adversarial_training.objective`; null for the same. Here the network before
+            pruning can teach: `ARD` or `RSLAD` of `prunerob.training.objectives`.
+        ramp_epochs: epochs over which eps grows again from 0, for a network that pruning has
+            broken; 0 for none.
     """
 
     optimizer: OptimizerCallable | None = None
     schedule: Schedule | None = None
+    objective: Objective | None = None
+    ramp_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.ramp_epochs >= 0:
+            raise ValueError(f"fine_tuning.ramp_epochs: {self.ramp_epochs} is below 0")
+
+    def of(self, training: AdversarialTraining) -> AdversarialTraining:
+        """Adversarial training as fine-tuning does it.
+
+        Args:
+            training: as training does it.
+
+        Raises:
+            ValueError: the objective does not fit the attack.
+        """
+        if self.objective is None or not training.attack.perturbs:
+            return replace(training, ramp_epochs=self.ramp_epochs)
+        return replace(
+            training,
+            ramp_epochs=self.ramp_epochs,
+            objective=self.objective,
+            weight=training.weight if self.objective.has_weight else 0.5,
+        )
+
+
+def make_trainings(
+    training: AdversarialTraining, fine_tuning: FineTuning
+) -> dict[str, AdversarialTraining]:
+    """Adversarial training in each phase, by the phase's name.
+
+    Args:
+        training: of the first phase.
+        fine_tuning: what the second has of its own.
+
+    Raises:
+        UserError: an objective does not fit its phase or the attack.
+    """
+    if training.objective.needs_teacher:
+        name = type(training.objective).__name__
+        raise UserError(
+            f"model.adversarial_training.objective: in {name} the network before pruning teaches; "
+            "set it as model.fine_tuning.objective"
+        )
+    try:
+        return {TRAINING: training, FINE_TUNING: fine_tuning.of(training)}
+    except ValueError as error:
+        raise UserError(f"model.fine_tuning.objective: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Validation: accuracies on held-out images, clean and attacked, and the probe for overfitting.
 
 Accuracies have names: "clean"; "robust", under the validation attack; and, if the training attack
-takes a single step, "one_step" under that and "many_steps" under PGD in the same ball (where the
-validation attack is not that already).
+takes a single step, "one_step" under that (under FGSM, where it leaves the ball) and "many_steps"
+under PGD in the same ball (where the validation attack is not that already).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from prunerob.attacks import PGD, Attack
+from prunerob.attacks import FGSM, PGD, Attack
 from prunerob.data.batches import Batch, Batches
 from prunerob.noise import image_keys
 from prunerob.pixels import Pixels
@@ -112,8 +112,8 @@ def describe_overfitting(counts: Counts, epoch: int) -> str | None:
 def _attacks(attack: Attack, training: Attack) -> dict[str, Attack]:
     attacks = {"robust": attack} if attack.perturbs else {}
     if training.is_one_step:
-        attacks["one_step"] = training
         eps = training.radius or 0.0
+        attacks["one_step"] = training if training.stays_in_ball else FGSM(eps=Pixels(eps))
         if attack.gradient_steps < 2 or attack.radius != eps:
             attacks["many_steps"] = PGD(eps=Pixels(eps), step_size=Pixels(eps / 4), steps=10)
     return attacks
