@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prunerob.attacks import FGSM, PGD, Attack, BlackBox, NoAttack
 from prunerob.attacks.reading import read_attack
 from prunerob.networks import MnistCNN
 from prunerob.pixels import Pixels
-from prunerob.robustness.diagnostics import review, scrutinize, sum_up
-from prunerob.robustness.table import Convergence, Robustness, Scrutiny
+from prunerob.robustness.diagnostics import review, scrutinize
+from prunerob.robustness.scrutiny import Convergence, Scrutiny
+from prunerob.robustness.table import Robustness, Row
 
 
 def made(**right: int) -> Robustness:
@@ -166,7 +172,7 @@ def test_scrutiny_sees_flat_losses_and_short_attacks(
     # 5 steps of 0.01 do not cross a ball of 0.3.
     suite = {"pgd": PGD(steps=5, random_start=False), "fgsm": FGSM(eps=Pixels(0.3))}
     parts = torch.split(key, 30)
-    sound = sum_up([scrutinize(trained, suite, x[p], y[p], key=key[p]) for p in parts])
+    sound = Scrutiny.sum_of([scrutinize(trained, suite, x[p], y[p], key=key[p]) for p in parts])
     assert (sound.images, sound.zero_gradients) == (100, 0)
     (pgd,) = sound.convergence
     assert pgd.attack == "pgd"
@@ -176,3 +182,103 @@ def test_scrutiny_sees_flat_losses_and_short_attacks(
     with torch.no_grad():
         right = int((trained(x).argmax(1) == y).sum())
     assert flat.zero_gradients > 0.9 * right
+
+
+class Planted(nn.Module):
+    """A network with something in it that attacks stumble over."""
+
+    def __init__(self, network: nn.Module, fault: str) -> None:
+        super().__init__()
+        self.network, self.fault = network, fault
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fault == "quantised":
+            x = (3 * x).round() / 3
+        if self.fault == "detached":
+            x = x.detach()
+        logits: Tensor = self.network(x)
+        if self.fault == "argmax":
+            return F.one_hot(logits.argmax(1), 10).float()
+        if self.fault == "scaled":
+            return 100 * logits
+        if self.fault == "noisy":
+            return logits + 0.5 * torch.randn_like(logits)
+        if self.fault == "softmax":
+            return logits.softmax(1)
+        if self.fault == "autograd":
+            with torch.enable_grad():
+                seen = x.detach().requires_grad_()
+                return logits + torch.autograd.grad(seen.sum(), seen)[0].mean()
+        return logits
+
+
+LOOPED: dict[str, Attack] = {"pgd": PGD(eps=Pixels(0.3), step_size=Pixels(0.05), steps=10)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "alarm"),
+    [
+        ("argmax", "lets no gradient through"),
+        ("scaled", "does not raise the loss"),
+        ("quantised", "lets no gradient through"),
+        ("noisy", "answers change from call to call"),
+        ("detached", "lets no gradient through"),
+        ("softmax", "look like probabilities"),
+        ("autograd", "calls autograd"),
+    ],
+)
+def test_planted_failures_raise_their_alarms(
+    fault: str, alarm: str, trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits[0][:60], digits[1][:60]
+    network = Planted(trained, fault).eval()
+    found = scrutinize(network, LOOPED, x, y, key=torch.arange(60))
+    warnings = review_of(replace(made(), scrutiny=found), LOOPED)
+    assert any(alarm in warning for warning in warnings), warnings
+
+
+def test_three_steps_as_the_only_attack_raise_an_alarm(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits[0][:60], digits[1][:60]
+    only: dict[str, Attack] = {"pgd": PGD(steps=3, step_size=Pixels(0.01), random_start=False)}
+    found = scrutinize(trained, only, x, y, key=torch.arange(60))
+    warnings = review_of(replace(made(), scrutiny=found), only)
+    assert any("has not converged" in warning for warning in warnings), warnings
+
+
+ZOO = Path(__file__).parent.parent / "zoo"
+HONEST = (
+    "standard_dense",
+    "standard_control",
+    "standard_weight-0.98",
+    "standard_tuned_weight-0.98",
+    "fgsm_dense",
+)
+
+
+@pytest.mark.parametrize("name", [*HONEST, "trained"])
+def test_honest_networks_raise_none(
+    name: str, trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    network: nn.Module = trained
+    if name != "trained":
+        network = MnistCNN()
+        network.load_state_dict(load_file(ZOO / f"mnist_{name}.safetensors"))
+    x, y = digits[0][:100], digits[1][:100]
+    found = scrutinize(network.eval(), LOOPED, x, y, key=torch.arange(100))
+    assert review_of(replace(made(), scrutiny=found), LOOPED) == []
+    assert Scrutiny.from_plain(json.loads(json.dumps(found.to_plain()))) == found
+
+
+def test_a_last_part_without_gradients_that_takes_many_raises_an_alarm() -> None:
+    def row(*left: int) -> Row:
+        parts = dict(zip(("none", "APGD-CE", "APGD-T", "FAB-T", "Square"), left, strict=True))
+        return Row(attack="AutoAttack", correct=left[-1], images=1000, seconds=1.0, left=parts)
+
+    def told(*left: int) -> list[str]:
+        return review_of(replace(made(), rows=[row(*left)]), {})
+
+    assert told(990, 900, 890, 880, 877) == []
+    (warning,) = told(990, 900, 890, 880, 700)
+    assert "Square, takes 180 of 880 images" in warning

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -69,6 +69,24 @@ class Attack(ABC):
     def stays_in_ball(self) -> bool:
         """Whether its examples lie within eps: one that leaves the ball serves training alone."""
         return True
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether robust accuracy, without another word, is what this attack leaves."""
+        return False
+
+    @property
+    def stages(self) -> Sequence[tuple[str, Attack]]:
+        """Attacks, by name, of which it is made; none of an attack that is whole.
+
+        Each goes for the images that those before it have left, and begins at the image.
+        """
+        return ()
+
+    @property
+    def fewest_classes(self) -> int:
+        """How many classes a network must tell apart."""
+        return 2
 
     def harder(self, factor: int) -> Mapping[str, Attack]:
         """The same with more work, to see whether it has converged.
@@ -265,13 +283,17 @@ def input_gradient(
         dtype: float32, or bfloat16 to run the network in mixed precision.
 
     Returns:
-        gradient, float32, (B, C, H, W), and the logits it was taken at, float32, (B, classes).
+        gradient, float32, (B, C, H, W), 0 where the network lets none through, and the logits it
+        was taken at, float32, (B, classes).
     """
     x = x.detach().requires_grad_()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         logits = network(x).float()
+    if not logits.requires_grad:  # something in the network cuts the graph: nothing to follow
+        return torch.zeros_like(x), logits
     loss = F.cross_entropy(logits, y, reduction="sum")
-    return torch.autograd.grad(loss, x)[0], logits.detach()
+    (gradient,) = torch.autograd.grad(loss, x, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient, logits.detach()
 
 
 SMALLEST_BFLOAT16_STEP = 2 / 255

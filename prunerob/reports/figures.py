@@ -25,7 +25,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK = (
     "#56B4E9",
     "#000000",
 )
-STYLES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", ":"))
+STYLES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", ":"), (BLACK, "D", "-"))
 COLOURS = (BLACK, BLUE, ORANGE, GREEN, PURPLE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -45,11 +45,13 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 def difference_figure(results: Results) -> Figure:
     """Accuracy minus the dense network's against the share pruned: Figure 1 of the paper.
 
-    A panel for each training and method; natural images, FGSM and PGD at their largest eps. Error
-    bars are standard deviations over seeds; the hollow marks at 0 are the control.
+    A panel for each training and method; natural images, FGSM and PGD at their largest eps, and
+    AutoAttack. Error bars are standard deviations over seeds; the hollow marks at 0 are the
+    control.
     """
     trainings, methods = results.recipes, results.methods
     columns = ["natural", results.one_step_column(), results.many_steps_column()]
+    columns.append(results.robust_column())
     figure = Figure(
         figsize=(1 + 3 * len(trainings), 0.8 + 2.3 * len(methods)), layout="constrained"
     )
@@ -118,7 +120,7 @@ def _difference_curve(
 
 def trade_off_figure(results: Results) -> Figure:
     """Robust against natural accuracy; the area of a mark is the share of parameters left."""
-    robust = results.many_steps_column() or results.columns[-1]
+    robust = results.robust_column() or results.many_steps_column() or results.columns[-1]
     trainings = results.recipes
     figure = Figure(figsize=(1 + 3 * len(trainings), 3.8), layout="constrained")
     grid = figure.subplots(1, len(trainings), squeeze=False)

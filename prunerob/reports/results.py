@@ -15,6 +15,7 @@ from prunerob.reports.networks import Point, Result
 from prunerob.robustness.table import WORST_CASE
 from prunerob.runs.configuration import NOT_TRAINING, differences
 from prunerob.statistics import SIGNIFICANT, mean_and_spread, sign_test, t_test
+from prunerob.training.validation import masks_gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +153,8 @@ class Results:
     def validation(self, point: Point, base: Point, name: str) -> tuple[float, float] | None:
         """Accuracies of two networks on validation images.
 
+        "robust" is under the attack of validation; see `is_masked`.
+
         Args:
             point: the one.
             base: the other.
@@ -172,6 +175,10 @@ class Results:
             return None
         one, other = zip(*pairs, strict=True)
         return mean(one), mean(other)
+
+    def is_masked(self, point: Point) -> bool:
+        """Whether the probe of a seed's validation found much that its attack did not."""
+        return any(masks_gradients(r.validation) for r in self.by_point.get(point, {}).values())
 
     def difference(self, point: Point, base: Point, column: str) -> Difference | None:
         """Accuracy minus that of another point, over the seeds that both have."""
@@ -224,7 +231,11 @@ class Results:
 
     def many_steps_column(self) -> str | None:
         """The column of the attack of many gradient steps; see `_column_of`."""
-        return self._column_of(lambda attack: attack.gradient_steps > 1)
+        return self._column_of(lambda a: a.gradient_steps > 1 and not a.is_standard)
+
+    def robust_column(self) -> str | None:
+        """The column of robust accuracy, AutoAttack's; see `_column_of`."""
+        return self._column_of(lambda attack: attack.is_standard)
 
     def _column_of(self, is_meant: Callable[[Attack], bool]) -> str | None:
         """The column of such an attack that most networks have, of those the one of largest eps.

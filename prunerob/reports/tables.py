@@ -158,7 +158,7 @@ def operating_points(results: Results, *, tolerance: float) -> Table:
         results: all of them.
         tolerance: in percentage points.
     """
-    robust = results.many_steps_column()
+    robust = results.robust_column() or results.many_steps_column()
     rows, images = [], set()
     for recipe in results.recipes:
         for method in results.methods:
@@ -166,13 +166,16 @@ def operating_points(results: Results, *, tolerance: float) -> Table:
             for name, wanted in OPERATING_POINTS.items() if of_it else ():
                 measured = [p for p in of_it if all(_validated(results, p, n) for n in wanted)]
                 good = [p for p in measured if _is_within(results, p, wanted, tolerance / 100)]
-                lost = "robust" in wanted and all(_is_guessing(results, p) for p in measured)
-                if lost or not good:
-                    verdict = "dense has none" if lost else "none is"
+                is_robust = "robust" in wanted
+                honest = [p for p in good if not (is_robust and results.is_masked(p))]
+                lost = is_robust and all(_is_guessing(results, p) for p in measured)
+                if lost or not honest:
+                    verdict = "masked" if good else "none is"
+                    verdict = "dense has none" if lost else verdict
                     verdict = verdict if measured else "not measured"
                     rows.append([recipe, method, name, verdict, *[NOTHING] * 5])
                     continue
-                point = max(good, key=results.share)
+                point = max(honest, key=results.share)
                 pairs = [_validated(results, point, which) for which in ("clean", "robust")]
                 rows.append(
                     [
@@ -193,9 +196,12 @@ def operating_points(results: Results, *, tolerance: float) -> Table:
         f"smallest network within {tolerance:g} points of dense in natural accuracy (high "
         "compression), and in robust accuracy too (high robustness). A choice among noisy values "
         "favours luck: "
-        "expect a little less. Dense has none: its robust accuracy is no better than guessing, so "
-        "that keeping it means nothing. Not measured: the dense network was not tested, or not "
-        "validated on as many images."
+        "expect a little less. Validation robust is under the attack of validation, which networks "
+        "that hide their gradients mislead: judge by AutoAttack on test images. Dense has none: "
+        "its robust accuracy is no better than guessing, so that keeping it means nothing. Masked: "
+        "all that would be picked hide their gradients from the attack of validation, as its probe "
+        "has seen. Not measured: the dense network was not tested, or not validated on as many "
+        "images."
     )
     return Table("Operating points", headings, rows, note)
 

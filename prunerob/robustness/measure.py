@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from prunerob.attacks import Attack, NoAttack
+from prunerob.attacks.attack import misclassified
 from prunerob.attacks.pgd import logit_margin
 from prunerob.attacks.suite import Suite, perturb_by_each
 from prunerob.data.batches import Batch
 from prunerob.data.images import ImageDataModule
 from prunerob.errors import UserError
 from prunerob.noise import image_keys
-from prunerob.robustness.diagnostics import scrutinize, sum_up
+from prunerob.robustness.diagnostics import scrutinize
 from prunerob.robustness.recorder import Recorder
-from prunerob.robustness.table import Robustness, Scrutiny
+from prunerob.robustness.scrutiny import Scrutiny
+from prunerob.robustness.table import Robustness
 from prunerob.runs.ranks import broadcast_object, gather, rank, ranks
 
 
@@ -96,8 +98,22 @@ class Measurement:
     def begin(self) -> None:
         """Let those attacks learn that must."""
         for name, attack in self.suite.attacks.items():
+            self._check_classes(name, attack)
             if attack.learns:
                 self._attacks[name] = self._prepare(name, attack)
+
+    def _check_classes(self, name: str, attack: Attack) -> None:
+        """Refuse an attack that needs more classes than there are, before anything is attacked."""
+        if attack.fewest_classes <= 2:
+            return
+        x = self.data.test_sample(1).x.to(self.device)
+        with in_float32(self.device), torch.no_grad():
+            classes = self.attacked(x)(x).shape[1]
+        if classes < attack.fewest_classes:
+            raise UserError(
+                f"model.attacks: {name} needs {attack.fewest_classes} classes or more, and the "
+                f"network has {classes}; APGD on the cross-entropy, FAB and Square need 2"
+            )
 
     def _prepare(self, name: str, attack: Attack) -> Attack:
         """Let an attack learn, once for all ranks: none may face another substitute."""
@@ -184,7 +200,7 @@ class Measurement:
             key = image_keys(index, seed=self.seed, purpose="test")
             network = self.attacked(x)
             with in_float32(self.device), torch.no_grad():
-                logits = network(attack(network, x, y, key=key))
+                logits = network(self._attack_in_parts(name, attack, network, x, y, key))
             self._recorder.add(
                 name,
                 index=index,
@@ -193,6 +209,22 @@ class Measurement:
                 margin=logit_margin(logits.float(), y),
                 start=start,
             )
+
+    def _attack_in_parts(
+        self, name: str, attack: Attack, network: nn.Module, x: Tensor, y: Tensor, key: Tensor
+    ) -> Tensor:
+        """Examples, as the attack's; of one in parts, with who is left after each."""
+        if not attack.stages:
+            return attack(network, x, y, key=key)
+        x_adv, left = x.clone(), torch.arange(len(y), device=y.device)
+        left = left[~misclassified(network, x, y)]
+        self._recorder.note_left(name, "none", len(left))
+        for part_name, part in attack.stages:
+            self.on_attack(f"{name}: {part_name}, {len(left):,} of {len(y):,} left")
+            x_adv[left] = part(network, x[left], y[left], key=key[left])
+            left = left[~misclassified(network, x_adv[left], y[left])]
+            self._recorder.note_left(name, part_name, len(left))
+        return x_adv
 
     def _attack_survivors(self) -> None:
         """Attack what no attack of the table got wrong, for the worst case alone."""
@@ -225,7 +257,7 @@ class Measurement:
             scrutinize(network, self._attacks, x[p], y[p], key=key[p])
             for p in parts[rank() :: ranks()]
         ]
-        return sum_up([scrutiny for part in gather(seen) for scrutiny in part])
+        return Scrutiny.sum_of([scrutiny for part in gather(seen) for scrutiny in part])
 
 
 class _On:

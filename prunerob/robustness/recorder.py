@@ -21,6 +21,7 @@ class Recorder:
     _parts: dict[str, list[tuple[Tensor, ...]]] = field(default_factory=dict)
     _searches: dict[str, list[Search]] = field(default_factory=dict)
     _learned: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    _left: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @classmethod
     def of_all(cls, recorders: Sequence[Recorder]) -> Recorder:
@@ -34,12 +35,20 @@ class Recorder:
             for name, searches in recorder._searches.items():
                 together._searches.setdefault(name, []).extend(searches)
             together._learned |= recorder._learned
+            for name, left in recorder._left.items():
+                for part, images in left.items():
+                    together.note_left(name, part, images)
         return together
 
     def note_learned(self, attack: str, learned: Mapping[str, float], seconds: float) -> None:
         """Note what an attack learned before it attacked, and how long that took."""
         self._learned[attack] = learned
         self._seconds[attack] = seconds
+
+    def note_left(self, attack: str, part: str, images: int) -> None:
+        """Note how many more images are right after a part of an attack."""
+        left = self._left.setdefault(attack, {})
+        left[part] = left.get(part, 0) + images
 
     def add(
         self,
@@ -125,6 +134,7 @@ class Recorder:
                 images=int(robustness.attacked(name).sum()),
                 seconds=seconds[name],
                 learned=self._learned.get(name, {}),
+                left=self._left.get(name, {}),
             )
             for name in (*columns, WORST_CASE)
         ]

@@ -44,6 +44,10 @@ def show(robustness: Robustness, weights: Weights, warnings: Sequence[str], suit
         if row.learned:
             learned = ", ".join(f"{name} {value:,.4g}" for name, value in row.learned.items())
             console.print(escape(f"{row.attack}: {learned}"), highlight=False)
+        if row.left:
+            left = ", ".join(f"{part} {images:,}" for part, images in row.left.items())
+            text = f"{row.attack}, right of {row.images:,} images after: {left}"
+            console.print(escape(text), highlight=False)
     for warning in warnings:
         console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
 

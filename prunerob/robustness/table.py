@@ -15,11 +15,10 @@ from torch import Tensor
 
 from prunerob.errors import UserError
 from prunerob.robustness.cells import from_cell, to_cell
+from prunerob.robustness.scrutiny import Scrutiny
 from prunerob.statistics import wilson_interval
 
 WORST_CASE = "worst case"
-MORE = "more_"
-"""How JSON's keys begin for what was tried with more work."""
 FOOLED_BY = "fooled in the worst case by"
 """Heading of the last column of the file of images."""
 
@@ -36,6 +35,7 @@ class Row:
         seconds: time spent attacking and classifying them; the gradient that FGSM's rows share
             counts in the first of them.
         learned: what the attack learned before it attacked, by name.
+        left: of an attack in parts, images right after each of them, by name and in order.
     """
 
     attack: str
@@ -43,6 +43,7 @@ class Row:
     images: int
     seconds: float
     learned: Mapping[str, float] = field(default_factory=dict)
+    left: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -70,52 +71,6 @@ class Search:
     images: int
     fooled: Tensor
     seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Convergence:
-    """Whether an attack would have found more with more work, on the images of a `Scrutiny`.
-
-    Args:
-        attack: the attack's name.
-        correct: images classified right under the attack as it is.
-        more: those that are left by more of something, such as "steps" or "restarts".
-        factor: how much more.
-    """
-
-    attack: str
-    correct: int
-    more: Mapping[str, int]
-    factor: int
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Convergence:
-        """Read what `to_plain` wrote."""
-        more = {k.removeprefix(MORE): v for k, v in plain.items() if k.startswith(MORE)}
-        return cls(
-            attack=plain["attack"], correct=plain["correct"], more=more, factor=plain["factor"]
-        )
-
-    def to_plain(self) -> dict[str, Any]:
-        """For JSON."""
-        more = {f"{MORE}{what}": correct for what, correct in self.more.items()}
-        return {"attack": self.attack, "correct": self.correct, **more, "factor": self.factor}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scrutiny:
-    """How far gradients and attacks can be trusted, seen on some of the test images.
-
-    Args:
-        images: number of images looked at.
-        zero_gradients: those on which the gradient of the loss is exactly 0 everywhere, in
-            float32: gradient attacks do not move from there.
-        convergence: of each attack in the suite that there is more of.
-    """
-
-    images: int
-    zero_gradients: int
-    convergence: Sequence[Convergence]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,16 +155,11 @@ class Robustness:
                     images=row["images"],
                     seconds=row["seconds"],
                     learned=row.get("learned", {}),
+                    left={str(k): int(v) for k, v in row.get("left", {}).items()},
                 )
                 for row in about["rows"]
             ]
             scrutiny = about.get("scrutiny")
-            if scrutiny:
-                scrutiny = Scrutiny(
-                    images=scrutiny["images"],
-                    zero_gradients=scrutiny["zero_gradients"],
-                    convergence=[Convergence.from_plain(c) for c in scrutiny["convergence"]],
-                )
             robustness = cls(
                 rows=rows,
                 searches=searches,
@@ -220,7 +170,7 @@ class Robustness:
                     name: torch.tensor([float(v or "nan") for v in columns[f"{name} margin"]])
                     for name in names
                 },
-                scrutiny=scrutiny,
+                scrutiny=Scrutiny.from_plain(scrutiny) if scrutiny else None,
             )
             _check(robustness)
         except FileNotFoundError:
@@ -241,6 +191,7 @@ class Robustness:
                 "images": row.images,
                 "seconds": round(row.seconds, 3),
                 **({"learned": dict(row.learned)} if row.learned else {}),
+                **({"left": dict(row.left)} if row.left else {}),
             }
             for row in self.rows
         ]
@@ -256,11 +207,7 @@ class Robustness:
                 for search in self.searches
             ]
         if self.scrutiny:
-            record["scrutiny"] = {
-                "images": self.scrutiny.images,
-                "zero_gradients": self.scrutiny.zero_gradients,
-                "convergence": [tried.to_plain() for tried in self.scrutiny.convergence],
-            }
+            record["scrutiny"] = self.scrutiny.to_plain()
         return json.dumps(record, indent=2) + "\n"
 
     def to_csv(self) -> str:

@@ -19,14 +19,16 @@ from prunerob import __version__
 from prunerob.runs.folder import Run, has_finished, is_whole_epoch, run_folder, write_whole
 from prunerob.training.classifier import Classifier
 from prunerob.training.phases import TRAINING
+from prunerob.training.validation import MASKED
 
 
 class Checkpoints(Checkpoint):
     """Keeps the last epoch, the one just before pruning, and the best; all at epochs' ends.
 
-    Best is the epoch with the highest robust accuracy on validation images, then the highest
-    clean accuracy, then the latest; the contest starts anew at the prune epoch, so that the best
-    of a pruned run is a pruned network. Without validation images there is no best.
+    Best is the epoch with the highest robust accuracy on validation images (where the probe finds
+    far less, that), then the highest clean accuracy, then the latest; the contest starts anew at
+    the prune epoch, so that the best of a pruned run is a pruned network. Without validation images
+    there is no best.
     """
 
     def __init__(self) -> None:
@@ -94,6 +96,9 @@ class Checkpoints(Checkpoint):
             return False  # metrics of an epoch before may still stand there
         names = ("validation/robust_accuracy", "validation/clean_accuracy")
         result = [float(metrics[name]) for name in names if name in metrics]
+        probe = metrics.get("validation/probe_accuracy")
+        if probe is not None and result[0] - probe > MASKED:
+            result[0] = float(probe)  # a network that hides its gradients wins nothing by it
         if self._best_phase != module.phase_name:
             self._best = None
         if self._best is not None and result < self._best:

@@ -50,7 +50,13 @@ from prunerob.training.phases import (
 )
 from prunerob.training.teacher import Teacher
 from prunerob.training.tensorboard import log_examples
-from prunerob.training.validation import Counts, Validation, describe_overfitting
+from prunerob.training.validation import (
+    PROBED,
+    Counts,
+    Validation,
+    describe_masking,
+    describe_overfitting,
+)
 from prunerob.training.weight_perturbation import WeightPerturbation
 
 
@@ -72,6 +78,8 @@ class Classifier(LightningModule):
         validation_attack: attack of every epoch's validation.
         validation_attack_images: number of validation images that it attacks, stratified by
             class; 0 for none.
+        validation_probe_images: number of those on which every epoch's validation also looks, with
+            a short FAB and Square, for what the validation attack misses; 0 for none.
         seed: of all noise in attacks; set from `seed_everything`.
     """
 
@@ -86,6 +94,7 @@ class Classifier(LightningModule):
         adversarial_training: AdversarialTraining = AdversarialTraining(),
         validation_attack: Attack = NoAttack(),
         validation_attack_images: int = 500,
+        validation_probe_images: int = 100,
         worst_case_attacks: dict[str, Attack] = {},  # noqa: B006  (never changed)
         scrutinized_images: int = 500,
         seed: int = 0,
@@ -96,6 +105,7 @@ class Classifier(LightningModule):
         )
         for name, images in (
             ("validation_attack_images", validation_attack_images),
+            ("validation_probe_images", validation_probe_images),
             ("scrutinized_images", scrutinized_images),
         ):
             if images < 0:
@@ -112,6 +122,7 @@ class Classifier(LightningModule):
         """The network before pruning, where fine-tuning's objective distils it."""
         self.validation_attack = validation_attack
         self.validation_attack_images = validation_attack_images
+        self.validation_probe_images = validation_probe_images
         self.suite = Suite(attacks, worst_case_attacks)
         self.scrutinized_images = scrutinized_images
         self.seed = seed
@@ -131,8 +142,8 @@ class Classifier(LightningModule):
         self._validation = self._new_validation()
         self._measurement: Measurement | None = None
         self._final_counts: Counts | None = None
-        self._overfitted_phase: str | None = None
-        """The last phase in which there was a warning of catastrophic overfitting."""
+        self._warned: set[tuple[str, str]] = set()
+        """Warnings of validations that were given, each with its phase."""
         self._may_be_infinite: set[str] = set()
         """Names of buffers that are not finite on purpose."""
 
@@ -286,6 +297,7 @@ class Classifier(LightningModule):
             self.validation_attack,
             self.adversarial_training.attack,
             attacked_images=sys.maxsize if images and attack_all else images,
+            probed_images=self.validation_probe_images,
             attacked=lambda x: self.attacked(x),
             seed=self.seed,
         )
@@ -309,14 +321,16 @@ class Classifier(LightningModule):
         self._validation.step(batch, batches.first(batch_idx))
 
     def on_validation_epoch_end(self) -> None:
-        """Count over all ranks; warn where training against one step taught to resist but that."""
+        """Count over all ranks; warn, once in a phase, where robustness is not what it seems."""
         counts = self._validation.counts()
         for name, (right, images) in counts.items():
-            self.log(f"validation/{name}_accuracy", right / images, prog_bar=True)
-        warning = describe_overfitting(counts, self.current_epoch + 1)
-        if warning and self._overfitted_phase != self.phase_name:
-            self._overfitted_phase = self.phase_name
-            rank_zero_warn(warning)
+            if name != PROBED:
+                self.log(f"validation/{name}_accuracy", right / images, prog_bar=True)
+        for describe in (describe_overfitting, describe_masking):
+            warning = describe(counts, self.current_epoch + 1)
+            if warning and (describe.__name__, self.phase_name) not in self._warned:
+                self._warned.add((describe.__name__, self.phase_name))
+                rank_zero_warn(warning)
 
     def measure(self, *, attack_all: bool = False) -> Counts:
         """Validation accuracies, outside the Trainer's loops; all ranks together.

@@ -31,6 +31,16 @@ class AutoAttack(Hunt):
         return self.stages[0][1].gradient_steps
 
     @property
+    def is_standard(self) -> bool:
+        """It is."""
+        return True
+
+    @property
+    def fewest_classes(self) -> int:
+        """Those of the targeted DLR loss."""
+        return CLASSES["targeted_dlr"]
+
+    @property
     def stages(self) -> tuple[tuple[str, Hunt], ...]:
         """The four attacks by name, in their order: run on survivors, they are the whole."""
         return (
@@ -42,7 +52,7 @@ class AutoAttack(Hunt):
 
     def hunt(self, survivors: Survivors) -> None:
         """Attack who is left; see `Hunt`."""
-        fewest = CLASSES["targeted_dlr"]
+        fewest = self.fewest_classes
         if survivors.classes < fewest:
             raise UserError(
                 f"AutoAttack: its APGD-T needs {fewest} classes or more, and the network has "
