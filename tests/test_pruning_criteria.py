@@ -14,8 +14,9 @@ from prunerob.cli import main
 from prunerob.errors import UserError
 from prunerob.networks import MnistCNN
 from prunerob.networks.channels import channels_of
-from prunerob.pruning import filter_l1, random_filters, random_weights, weight_magnitude
-from prunerob.pruning.criteria import name_of, without
+from prunerob.pruning import filter_l1, lamp, random_filters, random_weights, weight_magnitude
+from prunerob.pruning.cut import make_masks
+from prunerob.pruning.scores import name_of, without
 from prunerob.reports.reading import read_results
 from tests.conftest import RUN, TINY, newest_run, refused
 
@@ -26,6 +27,24 @@ def test_filter_scores_do_not_depend_on_a_filter_s_size(network: MnistCNN) -> No
     for score in filter_l1(network, 0).values():
         torch.testing.assert_close(score, torch.full_like(score, 0.25))
     assert set(filter_l1(network, 0)) == {"conv1.weight", "conv2.weight", "conv3.weight"}
+
+
+def test_lamp_by_hand() -> None:
+    """Squares 1, 4, 9, 16 of one layer, 1 and 1 of the other."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(1, 2))
+    network[0].weight.data = torch.tensor([[-3.0, 1.0], [2.0, -4.0]])
+    network[1].weight.data = torch.tensor([[0.5], [-0.5]])
+    scores = lamp(network, 0)
+    expected = torch.tensor([[9 / 25, 1 / 30], [4 / 29, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(scores["0.weight"], expected)
+    assert scores["1.weight"].tolist() == [[0.5], [1.0]], "equal weights by position"
+
+
+def test_lamp_empties_no_layer(network: MnistCNN) -> None:
+    network.conv1.weight.data *= 1e-6
+    network.conv3.weight.data.zero_()
+    masks = make_masks(network, lamp(network, 0), 1 - 4 / 178_816)
+    assert [int(mask.sum()) for mask in masks.values()] == [1, 1, 1, 1]
 
 
 def test_layers_can_be_left_out(network: MnistCNN) -> None:

@@ -14,10 +14,10 @@ from prunerob.errors import UserError
 from prunerob.networks import MnistCNN, WideResNet
 from prunerob.pruning import filter_l1, random_filters, weight_magnitude
 from prunerob.pruning.counts import count_layers, count_shares
-from prunerob.pruning.criteria import without
 from prunerob.pruning.cut import make_masks
 from prunerob.pruning.filters import ranked
 from prunerob.pruning.masks import Reading, apply_masks
+from prunerob.pruning.scores import without
 from tests.conftest import SmallCNN, amounts, random_network, readings, seeds
 
 

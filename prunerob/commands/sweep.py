@@ -47,9 +47,9 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "--criterion",
         type=words,
-        help="weight, filter, random_weight, random_filter or import paths; filter:parameters "
-        "names the reading of the amount, filter:weights:silence also pruning.residual (default "
-        "weight)",
+        help="weight, lamp, filter, random_weight, random_filter or import paths; "
+        "filter:parameters names the reading of the amount, filter:weights:silence also "
+        "pruning.residual (default weight)",
     )
     parser.add_argument("--amount", type=numbers, help="shares to prune; 0 is the control")
     parser.add_argument("--seed", type=integers, help="seeds (default 0)")

@@ -1,6 +1,19 @@
-"""Pruning: criteria score, masks decide and hold, the callback says when."""
+"""Pruning: criteria score, budgets share out, masks decide and hold, the callback says when."""
 
 from prunerob.pruning.callback import Pruning
-from prunerob.pruning.criteria import filter_l1, random_filters, random_weights, weight_magnitude
+from prunerob.pruning.criteria import (
+    filter_l1,
+    lamp,
+    random_filters,
+    random_weights,
+    weight_magnitude,
+)
 
-__all__ = ["Pruning", "filter_l1", "random_filters", "random_weights", "weight_magnitude"]
+__all__ = [
+    "Pruning",
+    "filter_l1",
+    "lamp",
+    "random_filters",
+    "random_weights",
+    "weight_magnitude",
+]

@@ -14,13 +14,15 @@ from torch.optim import Optimizer
 from prunerob.errors import UserError
 from prunerob.networks.attacked import AttackedNetwork
 from prunerob.networks.narrow import find_narrowing
+from prunerob.pruning.budgets import Budget
 from prunerob.pruning.counts import Layer, count_layers, count_shares
-from prunerob.pruning.criteria import Criterion, scores_filters, weight_magnitude
+from prunerob.pruning.criteria import weight_magnitude
 from prunerob.pruning.cut import STATE, Cut
 from prunerob.pruning.hold import Hold, check_held
 from prunerob.pruning.masks import Masks, Reading, Residual, apply_masks, emptied_layers, to_device
 from prunerob.pruning.narrow_training import NarrowTraining, check_narrow
 from prunerob.pruning.record import PruningRecord
+from prunerob.pruning.scores import Criterion, scores_filters
 from prunerob.runs.folder import has_finished, run_folder, write_whole
 from prunerob.runs.ranks import broadcast_object, check_agreement, rewrap_ddp
 from prunerob.training.checks import choose_layout
@@ -41,8 +43,13 @@ class Pruning(Callback):
             null never prunes, 0 prunes the untrained network.
         amount: share to prune, in [0, 1); 0 fine-tunes with empty masks, the control for longer
             training.
-        criterion: `prunerob.pruning.weight_magnitude` or `filter_l1`, or their baselines
-            `random_weights` and `random_filters`; or a function of your own.
+        criterion: of `prunerob.pruning`: for weights `weight_magnitude` or `lamp`, for filters
+            `filter_l1`; their baselines `random_weights` and `random_filters`; or a function of
+            your own.
+        budget: how the weights to prune are shared out among layers: "global" by one threshold
+            for all; "erk" more from larger ones; "uniform" the same share from each, but none from
+            the first, and at most 80 % from the last; or amounts by layer name, and one threshold
+            for the layers that are not named. See `prunerob.pruning.budgets`.
         reading: which share `amount` is, for filters: "filters", "weights" in them, or
             "parameters" that are 0 with them; see `prunerob.pruning.masks`.
         residual: what becomes of filters that write to a residual stream, which several layers
@@ -71,6 +78,7 @@ class Pruning(Callback):
         epoch: int | None = None,
         amount: float = 0.9,
         criterion: Criterion = weight_magnitude,
+        budget: Budget = "global",
         reading: Reading = "weights",
         residual: Residual = "keep",
         exclude: Sequence[str] = (),
@@ -86,6 +94,7 @@ class Pruning(Callback):
         self.cut = Cut(
             amount=amount,
             criterion=criterion,
+            budget=budget,
             reading=reading,
             residual=residual,
             exclude=list(exclude),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunerob.pruning.criteria import Scores, scores_filters
 from prunerob.pruning.masks import Masks
+from prunerob.pruning.scores import Scores, scores_filters
 
 
 @dataclass(frozen=True, kw_only=True)

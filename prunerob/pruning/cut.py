@@ -10,18 +10,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunerob.errors import UserError
+from prunerob.pruning.budgets import Budget, check_budget, share_out
 from prunerob.pruning.counts import count_pruned
-from prunerob.pruning.criteria import (
+from prunerob.pruning.criteria import weight_magnitude
+from prunerob.pruning.filters import prune_filters, ranked
+from prunerob.pruning.masks import Masks, Reading, Residual, prune_weights, to_device
+from prunerob.pruning.scores import (
     Criterion,
     Scores,
     check_scores,
     name_of,
     scores_filters,
-    weight_magnitude,
     without,
 )
-from prunerob.pruning.filters import prune_filters, ranked
-from prunerob.pruning.masks import Masks, Reading, Residual, prune_weights, to_device
 from prunerob.runs.configuration import find_object
 from prunerob.runs.weights import find_weights, read_checkpoint
 
@@ -36,6 +37,7 @@ class Cut:
     Args:
         amount: share to prune, in [0, 1).
         criterion: scores weights or filters.
+        budget: how weights are shared out among layers.
         reading: the share that is meant, for filters.
         residual: what becomes of filters that write to a residual stream.
         exclude: names of layers to leave out.
@@ -50,6 +52,7 @@ class Cut:
 
     amount: float = 0.9
     criterion: Criterion = weight_magnitude
+    budget: Budget = "global"
     reading: Reading = "weights"
     residual: Residual = "keep"
     exclude: Sequence[str] = ()
@@ -59,6 +62,7 @@ class Cut:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_budget(self.budget)
         if self.keep_multiple_of < 1:
             raise UserError(f"pruning.keep_multiple_of: {self.keep_multiple_of} is below 1")
         for name, share in (("amount", self.amount), ("keep_per_layer", self.keep_per_layer)):
@@ -68,8 +72,8 @@ class Cut:
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Cut:
         """The cut of a configuration's `pruning`, in plain values; imports its criterion."""
-        names = ("amount", "reading", "residual", "exclude", "keep_per_layer", "keep_multiple_of")
-        settings = {name: record[name] for name in names}
+        names = ("amount", "budget", "reading", "residual", "exclude")
+        settings = {name: record[name] for name in (*names, "keep_per_layer", "keep_multiple_of")}
         return cls(criterion=find_object(record["criterion"]), **settings)
 
     @property
@@ -78,6 +82,7 @@ class Cut:
         return {
             "amount": self.amount,
             "criterion": name_of(self.criterion),
+            "budget": self.budget,
             "reading": self.reading,
             "residual": self.residual,
             "exclude": list(self.exclude),
@@ -136,6 +141,7 @@ class Cut:
             network,
             scores,
             self.amount,
+            budget=self.budget,
             reading=self.reading,
             residual=self.residual,
             keep_per_layer=self.keep_per_layer,
@@ -163,7 +169,8 @@ class Cut:
                     "pruning.keep_multiple_of: is about filters, but "
                     f"{name_of(self.criterion)} scores weights"
                 )
-            if not self.keep_per_layer and self.masks_from is None:
+            is_free = not self.keep_per_layer and self.budget == "global"
+            if is_free and self.masks_from is None:
                 return scores  # any share of weights can go; sorting millions takes a second
         if self.amount and not count_pruned(self.masks(network, scores)):
             raise UserError(
@@ -225,17 +232,19 @@ def make_masks(
     scores: Scores,
     amount: float,
     *,
+    budget: Budget = "global",
     reading: Reading = "weights",
     residual: Residual = "keep",
     keep_per_layer: float = 0.0,
     keep_multiple_of: int = 1,
 ) -> Masks:
-    """Prune what scores lowest, over all layers together: see `prune_weights`, `prune_filters`.
+    """Prune what scores lowest: see `prune_weights`, `prune_filters`.
 
     Args:
         network: the network that was scored; only its structure is read.
         scores: from a criterion: in each weight's shape, or (filters,) per convolution.
         amount: share to prune, in [0, 1).
+        budget: how it is shared out among layers, for weights.
         reading: the share that is meant, for filters.
         residual: what becomes of filters that write to a residual stream.
         keep_per_layer: share of each layer's weights or filters that stays whatever their score.
@@ -250,6 +259,7 @@ def make_masks(
     # Ranked on the CPU: not every accelerator sorts stably, or has float64.
     device = next(iter(scores.values())).device
     scores = {name: score.cpu().double() for name, score in scores.items()}
+    amounts = share_out(scores, amount, budget, keep_per_layer=keep_per_layer)
     if scores_filters(scores):
         masks = prune_filters(
             network,
@@ -261,5 +271,5 @@ def make_masks(
             keep_multiple_of=keep_multiple_of,
         )
     else:
-        masks = prune_weights(scores, amount, keep_per_layer=keep_per_layer)
+        masks = prune_weights(scores, amount, keep_per_layer=keep_per_layer, amounts=amounts)
     return to_device(masks, device)

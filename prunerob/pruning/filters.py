@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from prunerob.errors import UserError
 from prunerob.networks.channels import Channels, channels_of, writers
 from prunerob.pruning.counts import count_shares
-from prunerob.pruning.criteria import Scores, scores_filters
 from prunerob.pruning.masks import Masks, Reading, Residual, marked, rank, split
+from prunerob.pruning.scores import Scores, scores_filters
 
 
 def prune_filters(

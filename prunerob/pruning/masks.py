@@ -30,15 +30,21 @@ import torch
 from torch import Tensor, nn
 
 from prunerob.errors import UserError
-from prunerob.pruning.criteria import Scores
+from prunerob.pruning.scores import Scores
 
 Masks = Mapping[str, Tensor]
 Reading = Literal["filters", "weights", "parameters"]
 Residual = Literal["keep", "silence", "remove"]
 
 
-def prune_weights(scores: Scores, amount: float, *, keep_per_layer: float = 0.0) -> Masks:
-    """Prune the weights that score lowest, over all layers together.
+def prune_weights(
+    scores: Scores,
+    amount: float,
+    *,
+    keep_per_layer: float = 0.0,
+    amounts: Mapping[str, float] | None = None,
+) -> Masks:
+    """Prune the weights that score lowest, over all layers together or in each layer.
 
     Exactly round(amount x number of ranked weights) go, ties by position.
 
@@ -46,6 +52,8 @@ def prune_weights(scores: Scores, amount: float, *, keep_per_layer: float = 0.0)
         scores: from a criterion, on the CPU, in each weight's shape.
         amount: share to prune, in [0, 1).
         keep_per_layer: share of each layer's weights that stays whatever their score.
+        amounts: share of each layer that goes instead, by parameter name; see
+            `prunerob.pruning.budgets`.
 
     Returns:
         masks, bool, in each weight's shape.
@@ -53,22 +61,80 @@ def prune_weights(scores: Scores, amount: float, *, keep_per_layer: float = 0.0)
     Raises:
         UserError: the amount cannot be reached.
     """
-    order, total = rank(scores, keep_per_layer)
+    if amounts is not None:
+        return {
+            name: ~_lowest(score.flatten(), round(amounts[name] * score.numel())).view(score.shape)
+            for name, score in scores.items()
+        }
+    total = sum(score.numel() for score in scores.values())
     count = round(amount * total)
-    if count > len(order):
+    most = total - sum(floor(score, keep_per_layer) for score in scores.values())
+    if count > most:
         raise UserError(
             f"pruning.amount: {amount} of the weights cannot be pruned with "
-            f"keep_per_layer {keep_per_layer}; at most {len(order) / total:.4f} can"
+            f"keep_per_layer {keep_per_layer}; at most {most / total:.4f} can"
         )
-    return split(~marked(order[:count], total), scores)
+    gone = lowest_of_all(scores, count, keep_per_layer)
+    return {name: ~marks for name, marks in gone.items()}
+
+
+def lowest_of_all(scores: Scores, count: int, keep_per_layer: float) -> dict[str, Tensor]:
+    """Mark what scores lowest over all layers together, ties by position.
+
+    Args:
+        scores: in any shapes, on the CPU.
+        count: how many to mark; no more than may go.
+        keep_per_layer: share of each layer that is not marked whatever its score.
+
+    Returns:
+        marks, bool, in the scores' shapes.
+    """
+    gone = {name: torch.zeros(score.numel(), dtype=torch.bool) for name, score in scores.items()}
+    free = [_free(score, keep_per_layer) for score in scores.values()]
+    flat = [score.flatten()[may] for score, may in zip(scores.values(), free, strict=True)]
+    marks = torch.split(_lowest(torch.cat(flat), count), [len(part) for part in flat])
+    for name, may, mark in zip(scores, free, marks, strict=True):
+        gone[name][may] = mark
+    return {name: mark.view(scores[name].shape) for name, mark in gone.items()}
+
+
+def _free(score: Tensor, keep_per_layer: float) -> Tensor | slice:
+    """Positions in a flat score of what may go: all but a layer's best, ties by position."""
+    kept = floor(score, keep_per_layer)
+    if not kept:
+        return slice(None)
+    return _lowest(score.flatten(), score.numel() - kept).nonzero().squeeze(1)
+
+
+def _lowest(values: Tensor, count: int) -> Tensor:
+    """Mark the lowest of some values, ties by position, as a stable sort would.
+
+    Args:
+        values: (N,), without NaN.
+        count: how many, in [0, N].
+
+    Returns:
+        marks, bool, (N,).
+    """
+    if not count:
+        return torch.zeros_like(values, dtype=torch.bool)
+    threshold = values.kthvalue(count).values
+    marks = values < threshold
+    ties = (values == threshold).nonzero().squeeze(1)
+    marks[ties[: count - int(marks.sum())]] = True
+    return marks
 
 
 def rank(scores: Scores, keep_per_layer: float) -> tuple[Tensor, int]:
     """Positions of what may go, over all layers, what goes first first; and the number of all."""
-    ranks = torch.cat([score.flatten() for score in scores.values()])
-    kept = torch.cat([_best(score, keep_per_layer).flatten() for score in scores.values()])
+    flat = [score.flatten() for score in scores.values()]
+    ranks = torch.cat(flat)
+    free = [
+        _lowest(part, len(part) - floor(score, keep_per_layer))
+        for part, score in zip(flat, scores.values(), strict=True)
+    ]
     order = ranks.argsort(stable=True)
-    return order[~kept[order]], len(ranks)
+    return order[torch.cat(free)[order]], len(ranks)
 
 
 def marked(positions: Tensor, length: int) -> Tensor:
@@ -84,13 +150,15 @@ def split(flat: Tensor, scores: Scores) -> dict[str, Tensor]:
     return {n: p.view(s.shape) for (n, s), p in zip(scores.items(), parts, strict=True)}
 
 
-def _best(score: Tensor, share: float) -> Tensor:
-    """Mark a layer's best entries: its share, and of filters one at least; bool, score's shape."""
+def floor(score: Tensor, share: float) -> int:
+    """How many of a layer's entries stay whatever their score: its share, of filters one or more.
+
+    Args:
+        score: of the layer.
+        share: of its entries, in [0, 1].
+    """
     count = math.ceil(share * score.numel())
-    count = max(count, 1) if score.dim() == 1 else count
-    flat = score.flatten()
-    best = flat.argsort(stable=True)[len(flat) - count :]
-    return marked(best, len(flat)).view(score.shape)
+    return max(count, 1) if score.dim() == 1 else count
 
 
 def emptied_layers(masks: Masks) -> list[str]:

@@ -19,9 +19,9 @@ from torch.optim import Optimizer
 from prunerob.errors import UserError
 from prunerob.networks.attacked import AttackedNetwork
 from prunerob.networks.narrow import NarrowCopy, Narrowing, find_narrowing
-from prunerob.pruning.criteria import Scores
 from prunerob.pruning.filters import silence_filters
 from prunerob.pruning.masks import Masks, apply_masks
+from prunerob.pruning.scores import Scores
 from prunerob.training.classifier import Classifier
 from prunerob.training.phases import FINE_TUNING
 

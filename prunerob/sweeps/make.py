@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prunerob.errors import UserError
-from prunerob.pruning.criteria import name_of, scores_filters
 from prunerob.pruning.cut import Cut
+from prunerob.pruning.scores import name_of, scores_filters
 from prunerob.runs.configuration import Resolve, instantiate
 from prunerob.sweeps.branches import Branch, add_branch, make_branches, refuse_repeated
 from prunerob.sweeps.executor import Executor
