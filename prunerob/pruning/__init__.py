@@ -8,9 +8,12 @@ from prunerob.pruning.criteria import (
     random_weights,
     weight_magnitude,
 )
+from prunerob.pruning.saliency import FilterTaylor, Taylor
 
 __all__ = [
+    "FilterTaylor",
     "Pruning",
+    "Taylor",
     "filter_l1",
     "lamp",
     "random_filters",

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from prunerob.errors import UserError
 from prunerob.networks.attacked import AttackedNetwork
 from prunerob.networks.narrow import find_narrowing
+from prunerob.pruning.batches import ScoringBatches
 from prunerob.pruning.budgets import Budget
 from prunerob.pruning.counts import Layer, count_layers, count_shares
 from prunerob.pruning.criteria import weight_magnitude
@@ -43,9 +44,9 @@ class Pruning(Callback):
             null never prunes, 0 prunes the untrained network.
         amount: share to prune, in [0, 1); 0 fine-tunes with empty masks, the control for longer
             training.
-        criterion: of `prunerob.pruning`: for weights `weight_magnitude` or `lamp`, for filters
-            `filter_l1`; their baselines `random_weights` and `random_filters`; or a function of
-            your own.
+        criterion: of `prunerob.pruning`: for weights `weight_magnitude`, `lamp` or `Taylor`, for
+            filters `filter_l1` or `FilterTaylor`; their baselines `random_weights` and
+            `random_filters`; or a function or class of your own.
         budget: how the weights to prune are shared out among layers: "global" by one threshold
             for all; "erk" more from larger ones; "uniform" the same share from each, but none from
             the first, and at most 80 % from the last; or amounts by layer name, and one threshold
@@ -219,7 +220,14 @@ class Pruning(Callback):
             UserError: a layer would be empty.
         """
         network = module.network
-        scores = self.cut.scores(network)
+        batches = ScoringBatches(
+            data=module.datamodule,
+            training=module.adversarial_training,
+            seed=module.seed,
+            epoch=module.current_epoch,
+            device=module.device,
+        )
+        scores = self.cut.scores(network, batches)
         made = self.cut.masks(network, scores)
         # One rank's: a criterion of the user's may draw, or sum in an order of its own.
         first = broadcast_object({name: mask.cpu() for name, mask in made.items()})

@@ -4,17 +4,31 @@ A criterion is called as `criterion(network, seed)` and returns scores by parame
 per weight (the parameter's shape) prunes weights, a score per output channel (a vector) prunes
 filters; what scores lowest goes first. Scores of all layers are ranked together, so they must be
 comparable across layers.
+
+It may have keyword parameters, which are found by their names:
+
+- `batches`, a `prunerob.pruning.batches.ScoringBatches`: the run's training batches, clean and
+  adversarial;
+- `masks`, a function from scores to the masks that the run's settings make of them;
+- `amount`, the share to prune.
+
+One that asks for any of them is not called before training, and says by an attribute `unit`,
+"weights" or "filters", what it scores. A criterion with settings is a frozen dataclass with such a
+`__call__`. Each leaves the network as it found it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import isclass
 
 import torch
 from torch import Tensor, nn
 
 from prunerob.noise import image_keys, uniform
+from prunerob.pruning.saliency import FilterTaylor, Taylor
 from prunerob.pruning.scores import Criterion, Scores, filters_of, weights_of
+from prunerob.runs.configuration import find_object
 
 
 def weight_magnitude(network: nn.Module, seed: int) -> Scores:
@@ -95,17 +109,32 @@ def random_filters(network: nn.Module, seed: int) -> Scores:
 CRITERIA: Mapping[str, Criterion] = {
     "weight": weight_magnitude,
     "lamp": lamp,
+    "taylor": Taylor(),
     "filter": filter_l1,
+    "filter_taylor": FilterTaylor(),
     "random_weight": random_weights,
     "random_filter": random_filters,
 }
-"""Short names; any function can be named by its import path."""
+"""Short names; any function, or class of criteria, can be named by its import path."""
 
 
 def path_of(name: str) -> str:
     """The import path of a criterion by its short name, or the path that it is."""
-    function = CRITERIA.get(name)
-    return f"prunerob.pruning.{getattr(function, '__name__', '')}" if function else name
+    criterion = CRITERIA.get(name)
+    if criterion is None:
+        return name
+    function = getattr(criterion, "__name__", type(criterion).__name__)
+    return f"prunerob.pruning.{function}"
+
+
+def record_of(name: str) -> str | dict[str, str]:
+    """What a configuration records of a criterion, but for its settings.
+
+    Args:
+        name: short, or an import path.
+    """
+    path = path_of(name)
+    return {"class_path": path} if isclass(find_object(path)) else path
 
 
 def _random(name: str, shape: torch.Size, seed: int) -> Tensor:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from prunerob.errors import UserError
+from prunerob.pruning.batches import ScoringBatches
 from prunerob.pruning.budgets import Budget, check_budget, share_out
 from prunerob.pruning.counts import count_pruned
-from prunerob.pruning.criteria import weight_magnitude
+from prunerob.pruning.criteria import filter_l1, weight_magnitude
 from prunerob.pruning.filters import prune_filters, ranked
 from prunerob.pruning.masks import Masks, Reading, Residual, prune_weights, to_device
 from prunerob.pruning.scores import (
     Criterion,
     Scores,
+    asked_for,
     check_scores,
     name_of,
     scores_filters,
+    unit_of,
     without,
 )
-from prunerob.runs.configuration import find_object
+from prunerob.runs.configuration import find_object, instantiate
 from prunerob.runs.weights import find_weights, read_checkpoint
 
 STATE = "Pruning"
@@ -74,7 +78,9 @@ class Cut:
         """The cut of a configuration's `pruning`, in plain values; imports its criterion."""
         names = ("amount", "budget", "reading", "residual", "exclude")
         settings = {name: record[name] for name in (*names, "keep_per_layer", "keep_multiple_of")}
-        return cls(criterion=find_object(record["criterion"]), **settings)
+        criterion = record["criterion"]
+        read = instantiate if isinstance(criterion, Mapping) else find_object
+        return cls(criterion=read(criterion), **settings)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -91,11 +97,13 @@ class Cut:
             "masks_from": self.masks_from,
         }
 
-    def scores(self, network: nn.Module) -> Scores:
+    def scores(self, network: nn.Module, batches: ScoringBatches | None = None) -> Scores:
         """Score all that may go.
 
         Args:
             network: in its full shape.
+            batches: for a criterion that sees data. Without them, and where scores decide nothing,
+                such a criterion is not called: the scores have the right names and shapes alone.
 
         Returns:
             float, in each weight's shape, or (filters,) per convolution.
@@ -104,8 +112,13 @@ class Cut:
             UserError: the criterion is none, or nothing may go.
         """
         name = name_of(self.criterion)
+        offers = {"batches": batches, "masks": partial(self._trial, network), "amount": self.amount}
+        asked = asked_for(self.criterion, offers)
+        if asked and (batches is None or self.masks_from is not None or not self.amount):
+            stand_in = filter_l1 if unit_of(self.criterion) == "filters" else weight_magnitude
+            return self._ranked(network, stand_in(network, self.seed))
         try:
-            scores = self.criterion(network, self.seed)
+            scores = self.criterion(network, self.seed, **asked)
             shapes = {name: network.get_parameter(name).shape for name in scores}
         except (TypeError, AttributeError) as error:
             raise UserError(
@@ -117,9 +130,19 @@ class Cut:
                 raise UserError(
                     f"pruning.criterion: scores of {parameter} have another shape than it"
                 )
+            if bool(scores[parameter].isnan().any()):
+                raise UserError(f"pruning.criterion: scores of {parameter} are not numbers (nan)")
+        return self._ranked(network, scores)
+
+    def _ranked(self, network: nn.Module, scores: Scores) -> Scores:
+        """The scores of what may go."""
         scores = without(scores, self.exclude)
         check_scores(network, scores)
         return ranked(network, scores, self.residual)
+
+    def _trial(self, network: nn.Module, scores: Scores) -> Masks:
+        """The masks that scores would make, for a criterion that learns them."""
+        return self.masks(network, self._ranked(network, scores))
 
     def masks(self, network: nn.Module, scores: Scores | None = None) -> Masks:
         """Decide what goes.

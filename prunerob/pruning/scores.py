@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
+from inspect import signature
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -16,6 +18,38 @@ Scores = Mapping[str, Tensor]
 
 Criterion = Callable[..., Scores]
 """`criterion(network, seed) -> scores`; see `prunerob.pruning.criteria`."""
+
+Unit = Literal["filters", "weights"]
+"""What is scored, and pruned."""
+
+
+def asked_for(criterion: Criterion, offers: Mapping[str, Any]) -> dict[str, Any]:
+    """What a criterion asks for beyond a network and a seed, as its signature says.
+
+    Args:
+        criterion: to be called.
+        offers: what there is, by the name of the keyword parameter.
+    """
+    try:
+        parameters = signature(criterion).parameters
+    except (TypeError, ValueError):  # of a function that has none to read
+        return {}
+    return {name: offer for name, offer in offers.items() if name in parameters}
+
+
+def unit_of(criterion: Criterion) -> Unit:
+    """What a criterion scores that cannot be called before training, as it sees data.
+
+    Raises:
+        UserError: it does not say.
+    """
+    unit: Unit | None = getattr(criterion, "unit", None)
+    if unit not in ("filters", "weights"):
+        raise UserError(
+            f"pruning.criterion: {name_of(criterion)} sees data, so it must say before there are "
+            "any what it scores: give it an attribute unit, 'weights' or 'filters'"
+        )
+    return unit
 
 
 def weights_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

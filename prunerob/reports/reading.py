@@ -13,14 +13,22 @@ from prunerob.attacks.suite import Suite
 from prunerob.errors import UserError
 from prunerob.pruning.counts import Layer
 from prunerob.pruning.criteria import CRITERIA
+from prunerob.pruning.scores import name_of
 from prunerob.reports.networks import CONTROL, Point, Result
 from prunerob.reports.results import Results
 from prunerob.robustness.table import Robustness
 from prunerob.runs.folder import Run
 from prunerob.runs.plain import read_yaml
 
-METHODS = {function.__name__: name.replace("_", " ") for name, function in CRITERIA.items()}
-"""What criteria are called, by the function's name."""
+
+def _function(criterion: str) -> str:
+    """The name of a criterion's function or class, with its settings, from its import path."""
+    path, bracket, settings = criterion.partition("(")
+    return path.rsplit(".", 1)[-1] + bracket + settings
+
+
+METHODS = {_function(name_of(c)): name.replace("_", " ") for name, c in CRITERIA.items()}
+"""What criteria are called, by the function's name; those with settings by their defaults."""
 
 
 def read_results(
@@ -165,8 +173,7 @@ def _point(recipe: str, pruning: Mapping[str, Any] | None) -> Point:
     is_scratch = pruning["epoch"] == 0 and masks_from is not None
     if pruning["amount"] == 0 and masks_from is None:
         return Point(recipe=recipe, method=CONTROL)
-    path, bracket, settings = pruning["criterion"].partition("(")
-    function = path.rsplit(".", 1)[-1] + bracket + settings
+    function = _function(pruning["criterion"])
     method = METHODS.get(function, function)
     if pruning["unit"] == "filters":
         residual = pruning["residual"]

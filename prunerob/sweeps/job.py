@@ -12,7 +12,7 @@ from typing import Any
 
 from prunerob.attacks.suite import Suite
 from prunerob.errors import UserError
-from prunerob.pruning.criteria import path_of
+from prunerob.pruning.criteria import record_of
 from prunerob.runs.configuration import NOT_TRAINING, differences
 from prunerob.runs.folder import Run
 from prunerob.runs.plain import read_yaml
@@ -161,7 +161,7 @@ class Job:
         else:
             pruning["amount"] = self.branch.amount
             if self.branch.amount:
-                pruning["criterion"] = path_of(self.branch.criterion)
+                pruning["criterion"] = record_of(self.branch.criterion)
                 pruning["reading"] = self.branch.reading or pruning["reading"]
                 pruning["residual"] = self.branch.residual or pruning["residual"]
         for name, old, new in differences(record, expected):

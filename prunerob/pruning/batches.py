@@ -1,0 +1,72 @@
+"""Batches for criteria that see data: what a run trains on, clean and attacked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+
+import torch
+from torch import Tensor, nn
+
+from prunerob.data.images import ImageDataModule
+from prunerob.noise import image_keys
+from prunerob.training.adversarial import AdversarialTraining
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringBatches:
+    """Training batches of a run: its images, its augmentation and its training attack.
+
+    Whole batches, the same on every rank, so that all ranks come to the same scores. Order,
+    augmentation and noise are functions of the seed and the epoch.
+
+    Args:
+        data: serves the training images.
+        training: perturbs them; with its full eps, wherever its ramp may be.
+        seed: of the noise.
+        epoch: of the run, in which it prunes.
+        device: where to.
+    """
+
+    data: ImageDataModule
+    training: AdversarialTraining
+    seed: int
+    epoch: int
+    device: torch.device
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch."""
+        return len(self.data.train_dataloader())
+
+    def epoch_against(
+        self, network: nn.Module, epoch: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The batches of one epoch, attacked as they are asked for.
+
+        Args:
+            network: to attack, in the state that it has at each batch; left as it was found.
+            epoch: number of epochs that were asked for before.
+
+        Yields:
+            images x, float32, (B, C, H, W), pixels in [0, 1]; adversarial examples of them, alike,
+            which are the images where the run trains on those alone; labels, int64, (B,).
+        """
+        now = self.epoch + epoch
+        batches = self.data.train_dataloader()
+        batches.rank, batches.ranks, batches.epoch = 0, 1, lambda: now
+        for batch in batches:
+            x, y, index = (tensor.to(self.device) for tensor in batch)
+            key = image_keys(index, seed=self.seed, purpose="scoring", epoch=now)
+            yield x, self.training.perturb(network, x, y, key=key, epochs=math.inf), y
+
+    def against(self, network: nn.Module, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """So many batches, of as many epochs as it takes; see `epoch_against`.
+
+        Args:
+            network: to attack.
+            number: of batches.
+        """
+        epochs = (self.epoch_against(network, epoch) for epoch in count())
+        return islice((batch for epoch in epochs for batch in epoch), number)
