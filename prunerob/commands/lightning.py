@@ -31,7 +31,7 @@ from prunerob.commands.mistakes import Parser, plain
 from prunerob.data import Augmentation, ImageDataModule
 from prunerob.errors import UserError
 from prunerob.pixels import Pixels
-from prunerob.pruning import Pruning
+from prunerob.pruning import Pruning, PruningSchedule
 from prunerob.robustness.diagnostics import review
 from prunerob.robustness.files import write, write_predictions
 from prunerob.robustness.show import show
@@ -58,7 +58,7 @@ LOGGER = "pytorch_lightning.loggers.TensorBoardLogger"
 
 register_type(Pixels, serializer=str, deserializer=Pixels)
 # Settings of attacks, augmentations and schedules are dataclasses, yet chosen by class_path.
-set_parsing_settings(subclasses_enabled=[Attack, Augmentation, Schedule])
+set_parsing_settings(subclasses_enabled=[Attack, Augmentation, PruningSchedule, Schedule])
 
 
 def run(args: Sequence[str]) -> None:

@@ -9,10 +9,14 @@ from prunerob.pruning.criteria import (
     weight_magnitude,
 )
 from prunerob.pruning.saliency import FilterTaylor, Taylor
+from prunerob.pruning.schedules import Gradual, OneShot, PruningSchedule
 
 __all__ = [
     "FilterTaylor",
+    "Gradual",
+    "OneShot",
     "Pruning",
+    "PruningSchedule",
     "Taylor",
     "filter_l1",
     "lamp",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from prunerob.data.images import ImageDataModule
 from prunerob.noise import image_keys
 from prunerob.training.adversarial import AdversarialTraining
+from prunerob.training.classifier import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,17 @@ class ScoringBatches:
     seed: int
     epoch: int
     device: torch.device
+
+    @classmethod
+    def of(cls, module: Classifier) -> ScoringBatches:
+        """Those of a run in its present epoch."""
+        return cls(
+            data=module.datamodule,
+            training=module.adversarial_training,
+            seed=module.seed,
+            epoch=module.current_epoch,
+            device=module.device,
+        )
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
@@ -59,7 +70,7 @@ class ScoringBatches:
         for batch in batches:
             x, y, index = (tensor.to(self.device) for tensor in batch)
             key = image_keys(index, seed=self.seed, purpose="scoring", epoch=now)
-            yield x, self.training.perturb(network, x, y, key=key, epochs=math.inf), y
+            yield x, self.training.perturb(network, x, y, key=key), y
 
     def against(self, network: nn.Module, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """So many batches, of as many epochs as it takes; see `epoch_against`.

@@ -50,8 +50,9 @@ def share_out(
         keep_per_layer: share of each layer's weights that stays whatever the budget.
 
     Returns:
-        shares of each layer's weights, by parameter name, that come to exactly
-        round(amount x number of weights) weights; None where one threshold decides.
+        shares of each layer's weights, by parameter name; None where one threshold decides. They
+        come to exactly round(amount x number of weights) weights, but where every layer has its
+        amount by name, to 4 digits.
 
     Raises:
         UserError: the scores are of filters, a name is no layer's, or the amount cannot be reached.
@@ -114,8 +115,8 @@ def by_name(
     others = {name: score for name, score in scores.items() if name not in named}
     total, wanted = sum(sizes.values()), round(amount * sum(sizes.values()))
     left = wanted - sum(named.values())
-    if not others and abs(left) <= 5e-5 * total:
-        return {name: count / sizes[name] for name, count in named.items()}
+    if abs(left) <= 5e-5 * total and (left < 0 or not others):
+        left = 0  # amounts are told in a few digits
     most = sum(sizes[name] - floor(score, keep_per_layer) for name, score in others.items())
     if not 0 <= left <= most:
         least = sum(named.values()) / total
@@ -123,9 +124,9 @@ def by_name(
             f"pruning.amount: {amount} of the weights cannot be pruned with the amounts in "
             f"pruning.budget; from {least:.4f} to {least + most / total:.4f} can"
         )
-    gone = lowest_of_all(others, left, keep_per_layer)
+    gone = lowest_of_all(others, left, keep_per_layer) if left else {}
     counts = {**named, **{name: int(marks.sum()) for name, marks in gone.items()}}
-    return {name: counts[name] / size for name, size in sizes.items()}
+    return {name: counts.get(name, 0) / size for name, size in sizes.items()}
 
 
 def _in_proportion(

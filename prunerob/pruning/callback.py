@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from torch.optim import Optimizer
@@ -16,6 +16,7 @@ from prunerob.networks.attacked import AttackedNetwork
 from prunerob.networks.narrow import find_narrowing
 from prunerob.pruning.batches import ScoringBatches
 from prunerob.pruning.budgets import Budget
+from prunerob.pruning.checks import check_trainer
 from prunerob.pruning.counts import Layer, count_layers, count_shares
 from prunerob.pruning.criteria import weight_magnitude
 from prunerob.pruning.cut import STATE, Cut
@@ -23,7 +24,8 @@ from prunerob.pruning.hold import Hold, check_held
 from prunerob.pruning.masks import Masks, Reading, Residual, apply_masks, emptied_layers, to_device
 from prunerob.pruning.narrow_training import NarrowTraining, check_narrow
 from prunerob.pruning.record import PruningRecord
-from prunerob.pruning.scores import Criterion, scores_filters
+from prunerob.pruning.schedules import OneShot, PruningSchedule
+from prunerob.pruning.scores import Criterion, name_of, scores_filters
 from prunerob.runs.folder import has_finished, run_folder, write_whole
 from prunerob.runs.ranks import broadcast_object, check_agreement, rewrap_ddp
 from prunerob.training.checks import choose_layout
@@ -34,7 +36,7 @@ from prunerob.training.tensorboard import log_shares, log_weight_histograms
 
 
 class Pruning(Callback):
-    """Prunes in one shot at the start of an epoch, and holds the masks from then on.
+    """Prunes from the start of an epoch on, in one shot or gradually, and holds the masks.
 
     From the prune epoch on, fine-tuning begins: with a new optimizer and schedule, and with every
     pruned parameter exactly 0 outside the optimizer's step.
@@ -42,6 +44,7 @@ class Pruning(Callback):
     Args:
         epoch: the epoch that begins with pruning: the number of epochs of training before it.
             null never prunes, 0 prunes the untrained network.
+        schedule: when how much goes from there on: `prunerob.pruning.OneShot`, or `Gradual`.
         amount: share to prune, in [0, 1); 0 fine-tunes with empty masks, the control for longer
             training.
         criterion: of `prunerob.pruning`: for weights `weight_magnitude`, `lamp` or `Taylor`, for
@@ -69,7 +72,8 @@ class Pruning(Callback):
             either way, and checkpoints hold the full shape.
         masks_from: a pruned run, or a checkpoint of one, whose masks to take instead of making
             new ones. With epoch 0 they are held on fresh weights from the start: the pruned
-            network trained from scratch, the baseline for pruning a trained one.
+            network trained from scratch, the baseline for pruning a trained one. They are taken in
+            one shot, whatever the schedule.
         seed: of random criteria; set from `seed_everything`.
     """
 
@@ -77,6 +81,7 @@ class Pruning(Callback):
         self,
         *,
         epoch: int | None = None,
+        schedule: PruningSchedule = OneShot(),
         amount: float = 0.9,
         criterion: Criterion = weight_magnitude,
         budget: Budget = "global",
@@ -91,7 +96,9 @@ class Pruning(Callback):
     ) -> None:
         if epoch is not None and epoch < 0:
             raise UserError(f"pruning.epoch: {epoch} is below 0")
+        schedule.check(amount)
         self.epoch = epoch
+        self.schedule = schedule
         self.cut = Cut(
             amount=amount,
             criterion=criterion,
@@ -113,11 +120,18 @@ class Pruning(Callback):
         self._narrow_training: NarrowTraining | None = None
         self._saved_settings: dict[str, Any] | None = None
         self._epochs_done = 0
+        self._epoch_steps = 0
+        self._shares: Mapping[int, float] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
         """What was asked for, in plain values."""
-        return {"epoch": self.epoch, **self.cut.settings}
+        return {"epoch": self.epoch, "schedule": name_of(self.schedule), **self.cut.settings}
+
+    @property
+    def _schedule(self) -> PruningSchedule:
+        """The schedule in force: masks of another run are there at once."""
+        return OneShot() if self.cut.masks_from else self.schedule
 
     # Before training
 
@@ -128,7 +142,8 @@ class Pruning(Callback):
         self._end_narrow_training()
         module = cast(Classifier, pl_module)
         module.prune_epoch = self.epoch
-        self._check_trainer(trainer)
+        module.pruning_epochs = self._schedule.lasts
+        check_trainer(trainer, self.epoch, self._schedule)
         if self.epoch is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         scores = self.cut.check(module.network)
@@ -136,36 +151,13 @@ class Pruning(Callback):
             if not scores_filters(scores):
                 name = self.settings["criterion"]
                 raise UserError(f"pruning.narrow: is about filters, but {name} scores weights")
+            if self._schedule.lasts:
+                raise UserError(
+                    "pruning.narrow: takes channels out once, but pruning.schedule prunes again "
+                    "and again; set it to false (attacks do without them either way)"
+                )
             choose_layout(module.network, module.datamodule.image_shape, module.device)
             check_narrow(module, scores)
-
-    def _check_trainer(self, trainer: Trainer) -> None:
-        """Refuse settings of the Trainer with which nothing is pruned, or does not stay so."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            if self.epoch is not None:
-                raise UserError(
-                    "trainer.fast_dev_run: stops before anything is pruned; set pruning.epoch to "
-                    "null with it, or try with few images (data.train_size) and few epochs"
-                )
-            return
-        if trainer.max_steps not in (None, -1) or trainer.max_epochs in (None, -1):
-            raise UserError(
-                "trainer.max_epochs: phases are counted in epochs; set it, not max_steps"
-            )
-        if self.epoch is None:
-            return
-        for callback in cast(Any, trainer).callbacks:
-            if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
-                raise UserError(
-                    f"trainer.callbacks: {type(callback).__name__} would bring pruned weights "
-                    "back; leave it out, or set pruning.epoch to null"
-                )
-        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.epoch:
-            raise UserError(
-                f"pruning.epoch: {self.epoch} is never reached in this run of "
-                f"{trainer.max_epochs} epochs (they count from 0); raise trainer.max_epochs, or "
-                "set pruning.epoch to null to train without pruning"
-            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a checkpoint with masks was loaded: compare the settings and take the masks up."""
@@ -190,58 +182,86 @@ class Pruning(Callback):
 
     # Pruning
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lay down at which steps how much is to be pruned."""
+        if self.epoch is not None:
+            batches = int(trainer.num_training_batches)
+            self._epoch_steps = math.ceil(batches / trainer.accumulate_grad_batches)
+            self._shares = self._schedule.shares(self.cut.amount, self._epoch_steps)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """At the prune epoch: decide, prune, begin fine-tuning."""
-        if self.masks is not None or trainer.current_epoch != self.epoch:
+        """From the prune epoch on: prune what is due at its start."""
+        self._prune_what_is_due(trainer, cast(Classifier, pl_module), batch=0)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Within an epoch: prune what is due at an optimizer step."""
+        if batch_idx and not batch_idx % trainer.accumulate_grad_batches:
+            self._prune_what_is_due(trainer, cast(Classifier, pl_module), batch=batch_idx)
+
+    def _prune_what_is_due(self, trainer: Trainer, module: Classifier, *, batch: int) -> None:
+        if self.epoch is None or trainer.current_epoch < self.epoch:
             return
-        module = cast(Classifier, pl_module)
-        log_weight_histograms(trainer, module.network, "1 before pruning")
-        before = module.measure(attack_all=True)  # the dense network's last: as many as at the end
-        self.masks, self.record = self._decide(module)
-        if module.trainings[FINE_TUNING].objective.needs_teacher:
+        step = (trainer.current_epoch - self.epoch) * self._epoch_steps
+        step += batch // trainer.accumulate_grad_batches
+        if (share := self._shares.get(step)) is not None:
+            self._prune(trainer, module, share, is_last=step == max(self._shares))
+
+    def _prune(self, trainer: Trainer, module: Classifier, share: float, *, is_last: bool) -> None:
+        """Decide and prune; the first time, begin fine-tuning."""
+        if is_first := self.record is None:
+            log_weight_histograms(trainer, module.network, "1 before pruning")
+            # The dense network's last validation: as many images as at the end.
+            accuracies = {"before": module.measure(attack_all=True)}
+        else:
+            accuracies = self.record.accuracies
+        self.masks, self.record = self._decide(module, self.cut.at(share))
+        self.record.accuracies = accuracies
+        if is_first and module.trainings[FINE_TUNING].objective.needs_teacher:
             module.teacher = Teacher(module.network)
         apply_masks(module.network, self.masks)
-        module.phase_name = FINE_TUNING
         self._take_channels_out(module)
-        if self._narrow_training:
-            rewrap_ddp(trainer)
-        trainer.strategy.setup_optimizers(trainer)
-        self._hold_masks(trainer, module)
-        self._check_agreement(f"after pruning in epoch {self.epoch}", module)
-        self.record.accuracies = {"before": before, "after": module.measure()}
+        if is_first:
+            module.phase_name = FINE_TUNING
+            if self._narrow_training:
+                rewrap_ddp(trainer)
+            trainer.strategy.setup_optimizers(trainer)
+            self._hold_masks(trainer, module)
+        elif self._hold:
+            self._hold.change(to_device(self.masks, module.device))
+        self._check_agreement(f"after pruning in epoch {trainer.current_epoch}", module)
+        reached = self.record.reached(self.cut.reading)
+        log_shares(trainer, {"pruning/share": reached, **self.record.curves(self._layers(module))})
+        if not is_last:
+            rank_zero_info(f"Epoch {trainer.current_epoch}: {reached:.2%} pruned")
+            return
+        accuracies["after"] = module.measure()
         log_weight_histograms(trainer, module.network, "2 after pruning")
-        log_shares(trainer, self.record.curves(self._layers(module)))
-        rank_zero_info(self.describe(module))
+        rank_zero_info(self.describe(module, trainer.current_epoch))
 
-    def _decide(self, module: Classifier) -> tuple[Masks, PruningRecord]:
+    def _decide(self, module: Classifier, cut: Cut) -> tuple[Masks, PruningRecord]:
         """What goes, the same on all ranks.
 
         Raises:
             UserError: a layer would be empty.
         """
         network = module.network
-        batches = ScoringBatches(
-            data=module.datamodule,
-            training=module.adversarial_training,
-            seed=module.seed,
-            epoch=module.current_epoch,
-            device=module.device,
-        )
-        scores = self.cut.scores(network, batches)
-        made = self.cut.masks(network, scores)
+        scores = cut.scores(network, ScoringBatches.of(module))
+        made = cut.masks(network, scores)
         # One rank's: a criterion of the user's may draw, or sum in an order of its own.
         first = broadcast_object({name: mask.cpu() for name, mask in made.items()})
         masks = to_device(first, module.device)
         if empty := emptied_layers(masks):
             raise UserError(
-                f"pruning.amount: {self.cut.amount} would empty {', '.join(empty)}; prune less, "
+                f"pruning.amount: {cut.amount} would empty {', '.join(empty)}; prune less, "
                 "name the layer in pruning.exclude, or set pruning.keep_per_layer. The trained "
                 "network is kept in the run's checkpoints/before_pruning.ckpt: go on from there"
             )
         record = PruningRecord(
             unit="filters" if scores_filters(scores) else "weights",
             shares=count_shares(network, masks, scores),
-            kept_by_rounding_up=self.cut.kept_by_rounding_up(network, scores, masks),
+            kept_by_rounding_up=cut.kept_by_rounding_up(network, scores, masks),
         )
         return masks, record
 
@@ -300,13 +320,13 @@ class Pruning(Callback):
             write_whole(folder / "pruning.json", text)
         rank_zero_info(self.record.describe_accuracies())
 
-    def describe(self, module: Classifier) -> str:
-        """What pruning did, layer by layer, as text."""
+    def describe(self, module: Classifier, epoch: int) -> str:
+        """What pruning did by the start of an epoch, layer by layer, as text."""
         if self.record is None:
             return "Not pruned"
         criterion = self.cut.criterion
         name = getattr(criterion, "__name__", str(criterion))
-        headline = f"Pruned by {name} at the start of epoch {self.epoch}:"
+        headline = f"Pruned by {name} at the start of epoch {epoch}:"
         return self.record.describe(headline, self.cut.keep_multiple_of, self._layers(module))
 
     def _layers(self, module: Classifier) -> list[Layer]:

@@ -82,6 +82,19 @@ class Cut:
         read = instantiate if isinstance(criterion, Mapping) else find_object
         return cls(criterion=read(criterion), **settings)
 
+    def at(self, share: float) -> Cut:
+        """The same on the way to its amount: of another share, and so of each layer's in a budget.
+
+        Args:
+            share: to prune, in [0, 1).
+        """
+        if share == self.amount:
+            return self
+        budget = self.budget
+        if isinstance(budget, dict):
+            budget = {name: part * share / self.amount for name, part in budget.items()}
+        return replace(self, amount=share, budget=budget)
+
     @property
     def settings(self) -> dict[str, Any]:
         """What was asked for, in plain values."""

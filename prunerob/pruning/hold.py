@@ -21,9 +21,14 @@ class Hold:
 
     def __init__(self, network: nn.Module, masks: Masks) -> None:
         self.network = network
+        self.masks: Masks = {}
+        self.change(masks)
+
+    def change(self, masks: Masks) -> None:
+        """Hold other masks from now on, which are applied at once."""
         # A mask that takes nothing away costs time at every step.
         self.masks = {name: mask for name, mask in masks.items() if not mask.all()}
-        apply_masks(network, self.masks)
+        apply_masks(self.network, self.masks)
 
     def follow(self, optimizer: Optimizer) -> None:
         """Set pruned weights back to 0 at the end of every step of an optimizer.

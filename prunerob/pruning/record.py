@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prunerob.pruning.counts import Layer, Shares
+from prunerob.pruning.masks import Reading
 from prunerob.statistics import wilson_interval
 
 Accuracies = Mapping[str, tuple[int, int]]
@@ -68,6 +69,16 @@ class PruningRecord:
             "layers": [asdict(layer) for layer in layers],
         }
         return json.dumps(record, indent=2) + "\n"
+
+    def reached(self, reading: Reading) -> float:
+        """The share that is pruned, in [0, 1], as `pruning.amount` counts it.
+
+        Args:
+            reading: the share that is meant, for filters.
+        """
+        if self.unit == "weights":
+            return self.shares.weights
+        return float(asdict(self.shares)[reading])
 
     def curves(self, layers: Sequence[Layer]) -> dict[str, float]:
         """Shares pruned, in [0, 1], of each layer and by each reading, by the tag of a curve."""

@@ -121,7 +121,7 @@ def without(scores: Scores, excluded: Collection[str]) -> Scores:
     return left
 
 
-def name_of(criterion: Criterion) -> str:
+def name_of(criterion: object) -> str:
     """A criterion's import path; of an object, that of its class, with its settings."""
     if (name := getattr(criterion, "__qualname__", None)) is not None:
         return f"{criterion.__module__}.{name}"

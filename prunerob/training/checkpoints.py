@@ -26,8 +26,8 @@ class Checkpoints(Checkpoint):
     """Keeps the last epoch, the one just before pruning, and the best; all at epochs' ends.
 
     Best is the epoch with the highest robust accuracy on validation images (where the probe finds
-    far less, that), then the highest clean accuracy, then the latest; the contest starts anew at
-    the prune epoch, so that the best of a pruned run is a pruned network. Without validation images
+    far less, that), then the highest clean accuracy, then the latest; the contest starts anew when
+    all is pruned, so that the best of a pruned run is a pruned network. Without validation images
     there is no best.
     """
 
@@ -94,6 +94,9 @@ class Checkpoints(Checkpoint):
         metrics = trainer.callback_metrics
         if not self._is_validated or "validation/clean_accuracy" not in metrics:
             return False  # metrics of an epoch before may still stand there
+        pruned_for = trainer.current_epoch - (module.prune_epoch or 0)
+        if module.phase_name != TRAINING and pruned_for < module.pruning_epochs:
+            return False  # less is pruned than was asked for
         names = ("validation/robust_accuracy", "validation/clean_accuracy")
         result = [float(metrics[name]) for name in names if name in metrics]
         probe = metrics.get("validation/probe_accuracy")

@@ -128,6 +128,8 @@ class Classifier(LightningModule):
         self.seed = seed
         self.prune_epoch: int | None = None
         """Epoch in which fine-tuning begins; set by the Pruning callback, None without pruning."""
+        self.pruning_epochs = 0
+        """Epochs of fine-tuning in which more is pruned still; set by the Pruning callback."""
         self.phase_name = TRAINING
         self.attacked = AttackedNetwork(network)
         """The network as attacks and evaluation see it."""

@@ -1,0 +1,139 @@
+"""Schedules of pruning."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from prunerob.cli import main
+from prunerob.errors import UserError
+from prunerob.pruning import Gradual, OneShot, Pruning
+from prunerob.pruning.cut import Cut
+from tests.conftest import (
+    FILTERS,
+    NARROW,
+    TINY,
+    Interrupt,
+    assert_equal,
+    masks,
+    newest_run,
+    refused,
+    weights,
+)
+
+
+def test_gradual_follows_its_formula_at_every_step() -> None:
+    """s_t = s_f + (s_i - s_f) (1 - (t - t0) / (n Dt))^3, with t0 = 0."""
+    shares = Gradual(epochs=4).shares(0.9, 10)
+    expected = {0: 0.0, 10: 0.9 * (1 - 0.75**3), 20: 0.9 * 7 / 8, 30: 0.9 * (1 - 1 / 64), 40: 0.9}
+    assert dict(shares) == pytest.approx(expected, abs=1e-12)
+    assert shares[40] == 0.9, "exactly"
+    shares = Gradual(epochs=2, initial=0.5, every=7).shares(0.9, 10)
+    assert list(shares) == [0, 7, 14, 20], "the last at the start of an epoch"
+    for t, share in shares.items():
+        assert share == pytest.approx(0.9 + (0.5 - 0.9) * ((20 - t) / 20) ** 3)
+
+
+@given(
+    st.integers(1, 30), st.integers(1, 50), st.floats(0, 0.99), st.floats(0, 0.99), st.integers(1)
+)
+def test_gradual_grows_from_its_initial_share_to_the_amount(
+    epochs: int, steps: int, initial: float, amount: float, every: int
+) -> None:
+    for schedule in (Gradual(epochs=epochs, initial=initial, every=every), Gradual(epochs=epochs)):
+        shares = schedule.shares(amount, steps)
+        values = list(shares.values())
+        assert values == sorted(values) or max(values) - min(values) < 1e-12
+        assert min(shares) == 0
+        assert shares[max(shares)] == amount
+        assert max(shares) == schedule.lasts * steps
+
+
+def test_a_cut_on_its_way_has_a_part_of_each_layer_s_amount() -> None:
+    cut = Cut(amount=0.8, budget={"a": 0.4})
+    assert cut.at(0.8) is cut
+    assert cut.at(0.2).budget == pytest.approx({"a": 0.1})
+    assert cut.at(0.0).amount == 0
+
+
+def test_what_a_schedule_cannot_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"initial 0\.5, above pruning\.amount 0\.3"):
+        Pruning(epoch=1, amount=0.3, schedule=Gradual(epochs=2, initial=0.5))
+    Pruning(epoch=1, amount=0.0, schedule=Gradual(epochs=2, initial=0.5))
+    assert OneShot().shares(0.7, 10) == {0: 0.7}
+    with pytest.raises(ValueError, match="every of Gradual: 0 is below 1"):
+        Gradual(epochs=1, every=0)
+    gradual = ["--pruning.schedule", "prunerob.pruning.Gradual", "--pruning.schedule.epochs"]
+    told = refused(capsys, "fit", "--config", TINY, *gradual, "2")
+    assert "takes 2 epochs from epoch 2 on, and at least one must follow" in told
+    told = refused(capsys, "fit", "--config", TINY, *gradual, "1", *FILTERS, *NARROW)
+    assert "pruning.narrow: takes channels out once" in told
+
+
+GRADUAL = [
+    *("fit", "--config", TINY, "--trainer.max_epochs", "5"),
+    *("--pruning.schedule", "prunerob.pruning.Gradual", "--pruning.schedule.epochs", "2"),
+]
+
+
+@pytest.mark.parametrize("every", ["epoch", "2"])
+def test_a_gradual_run_interrupted_within_its_schedule_ends_at_the_same_bits(
+    every: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = [*GRADUAL, "--pruning.schedule.every", every]
+    main(fit)
+    whole = newest_run()
+    original = __import__("prunerob.commands.lightning", fromlist=["Progress"]).Progress
+    monkeypatch.setattr("prunerob.commands.lightning.Progress", partial(Interrupt, 3))
+    with pytest.raises(SystemExit):
+        main(fit)
+    monkeypatch.setattr("prunerob.commands.lightning.Progress", original)
+    run = newest_run()
+    held = masks(run)
+    total = sum(mask.numel() for mask in held.values())
+    steps, t = (5, 0) if every == "epoch" else (2, 4)  # of the last masks in the epoch before
+    assert sum(int((~mask).sum()) for mask in held.values()) == round(
+        0.7 * (1 - (1 - t / 10) ** 3) * total
+    )
+    main(["fit", "--ckpt_path", str(run)])
+    assert_equal(weights(run), weights(whole))
+    assert_equal(masks(run), masks(whole))
+    held = masks(run)
+    assert sum(int((~mask).sum()) for mask in held.values()) == round(0.7 * total)
+
+    events = EventAccumulator(str(whole))
+    events.Reload()
+    curve = [(event.step, event.value) for event in events.Scalars("pruning/share")]
+    assert [step for step, _ in curve] == [10 + t for t in sorted({*range(0, 10, steps), 10})]
+    for step, share in curve:
+        assert share == pytest.approx(0.7 * (1 - (1 - (step - 10) / 10) ** 3), abs=1 / total)
+
+    report = json.loads((whole / "pruning.json").read_text())
+    assert set(report["validation"]) == {"before", "after", "fine-tuned"}
+    best = torch.load(whole / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["epoch"] == 4, "the one with all pruned"
+
+    # From before pruning, in this way and in another.
+    branch = str(whole / "checkpoints" / "before_pruning.ckpt")
+    main([*fit, "--ckpt_path", branch])
+    assert_equal(weights(newest_run()), weights(whole))
+    last = str(whole / "checkpoints" / "last.ckpt")
+    longer = ["--ckpt_path", last, "--trainer.max_epochs", "6", "--pruning.schedule.initial", "0.1"]
+    assert "pruning.schedule: the checkpoint was pruned with" in refused(capsys, *fit, *longer)
+
+
+def test_filters_go_gradually() -> None:
+    main([*GRADUAL, *FILTERS, "--pruning.schedule.initial", "0.3", "--trainer.max_epochs", "5"])
+    run = newest_run()
+    held = masks(run)
+    assert all((weights(run)[f"network.{n}"][~mask] == 0).all() for n, mask in held.items())
+    report = json.loads((Path(run) / "pruning.json").read_text())
+    assert report["shares"]["weights"] >= 0.6
+    assert report["schedule"].endswith("Gradual(epochs=2, every='epoch', initial=0.3)")
