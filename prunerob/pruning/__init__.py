@@ -8,12 +8,15 @@ from prunerob.pruning.criteria import (
     random_weights,
     weight_magnitude,
 )
+from prunerob.pruning.learned_scores import FilterHydra, Hydra
 from prunerob.pruning.saliency import FilterTaylor, Taylor
 from prunerob.pruning.schedules import Gradual, OneShot, PruningSchedule
 
 __all__ = [
+    "FilterHydra",
     "FilterTaylor",
     "Gradual",
+    "Hydra",
     "OneShot",
     "Pruning",
     "PruningSchedule",

@@ -1,16 +1,20 @@
-"""Batches for criteria that see data: what a run trains on, clean and attacked."""
+"""What criteria may ask for: the run's training batches, clean and attacked, and its settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, fields
+from inspect import signature
 from itertools import count, islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunerob.data.images import ImageDataModule
 from prunerob.noise import image_keys
+from prunerob.pruning.masks import Masks
+from prunerob.pruning.scores import Criterion, Scores
 from prunerob.training.adversarial import AdversarialTraining
 from prunerob.training.classifier import Classifier
 
@@ -81,3 +85,33 @@ class ScoringBatches:
         """
         epochs = (self.epoch_against(network, epoch) for epoch in count())
         return islice((batch for epoch in epochs for batch in epoch), number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offers:
+    """What a criterion may ask for, each by a keyword parameter of the same name.
+
+    Args:
+        batches: training batches.
+        masks: makes of scores of what may go the masks that the run's settings stand for.
+        amount: share to prune, in [0, 1).
+        names: of the weights of the layers that may go.
+    """
+
+    batches: ScoringBatches
+    masks: Callable[[Scores], Masks]
+    amount: float
+    names: Collection[str]
+
+    def to(self, criterion: Criterion) -> dict[str, Any]:
+        """Those that a criterion asks for, by name."""
+        return {name: getattr(self, name) for name in asks(criterion)}
+
+
+def asks(criterion: Criterion) -> list[str]:
+    """Which of the `Offers` a criterion asks for, as its signature says."""
+    try:
+        parameters = signature(criterion).parameters
+    except (TypeError, ValueError):  # of a function that has none to read
+        return []
+    return [field.name for field in fields(Offers) if field.name in parameters]

@@ -47,9 +47,9 @@ class Pruning(Callback):
         schedule: when how much goes from there on: `prunerob.pruning.OneShot`, or `Gradual`.
         amount: share to prune, in [0, 1); 0 fine-tunes with empty masks, the control for longer
             training.
-        criterion: of `prunerob.pruning`: for weights `weight_magnitude`, `lamp` or `Taylor`, for
-            filters `filter_l1` or `FilterTaylor`; their baselines `random_weights` and
-            `random_filters`; or a function or class of your own.
+        criterion: of `prunerob.pruning`: for weights `weight_magnitude`, `lamp`, `Taylor` or
+            `Hydra`, for filters `filter_l1`, `FilterTaylor` or `FilterHydra`; their baselines
+            `random_weights` and `random_filters`; or a function or class of your own.
         budget: how the weights to prune are shared out among layers: "global" by one threshold
             for all; "erk" more from larger ones; "uniform" the same share from each, but none from
             the first, and at most 80 % from the last; or amounts by layer name, and one threshold
@@ -98,7 +98,7 @@ class Pruning(Callback):
             raise UserError(f"pruning.epoch: {epoch} is below 0")
         schedule.check(amount)
         self.epoch = epoch
-        self.schedule = schedule
+        self.schedule = OneShot() if masks_from else schedule
         self.cut = Cut(
             amount=amount,
             criterion=criterion,
@@ -128,11 +128,6 @@ class Pruning(Callback):
         """What was asked for, in plain values."""
         return {"epoch": self.epoch, "schedule": name_of(self.schedule), **self.cut.settings}
 
-    @property
-    def _schedule(self) -> PruningSchedule:
-        """The schedule in force: masks of another run are there at once."""
-        return OneShot() if self.cut.masks_from else self.schedule
-
     # Before training
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -142,8 +137,8 @@ class Pruning(Callback):
         self._end_narrow_training()
         module = cast(Classifier, pl_module)
         module.prune_epoch = self.epoch
-        module.pruning_epochs = self._schedule.lasts
-        check_trainer(trainer, self.epoch, self._schedule)
+        module.pruning_epochs = self.schedule.lasts
+        check_trainer(trainer, self.epoch, self.schedule)
         if self.epoch is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         scores = self.cut.check(module.network)
@@ -151,7 +146,7 @@ class Pruning(Callback):
             if not scores_filters(scores):
                 name = self.settings["criterion"]
                 raise UserError(f"pruning.narrow: is about filters, but {name} scores weights")
-            if self._schedule.lasts:
+            if self.schedule.lasts:
                 raise UserError(
                     "pruning.narrow: takes channels out once, but pruning.schedule prunes again "
                     "and again; set it to false (attacks do without them either way)"
@@ -187,7 +182,7 @@ class Pruning(Callback):
         if self.epoch is not None:
             batches = int(trainer.num_training_batches)
             self._epoch_steps = math.ceil(batches / trainer.accumulate_grad_batches)
-            self._shares = self._schedule.shares(self.cut.amount, self._epoch_steps)
+            self._shares = self.schedule.shares(self.cut.amount, self._epoch_steps)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From the prune epoch on: prune what is due at its start."""

@@ -10,7 +10,8 @@ It may have keyword parameters, which are found by their names:
 - `batches`, a `prunerob.pruning.batches.ScoringBatches`: the run's training batches, clean and
   adversarial;
 - `masks`, a function from scores to the masks that the run's settings make of them;
-- `amount`, the share to prune.
+- `amount`, the share to prune;
+- `names`, those of the weights of the layers that may go.
 
 One that asks for any of them is not called before training, and says by an attribute `unit`,
 "weights" or "filters", what it scores. A criterion with settings is a frozen dataclass with such a
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from prunerob.noise import image_keys, uniform
+from prunerob.pruning.learned_scores import FilterHydra, Hydra
 from prunerob.pruning.saliency import FilterTaylor, Taylor
 from prunerob.pruning.scores import Criterion, Scores, filters_of, weights_of
 from prunerob.runs.configuration import find_object
@@ -110,8 +112,10 @@ CRITERIA: Mapping[str, Criterion] = {
     "weight": weight_magnitude,
     "lamp": lamp,
     "taylor": Taylor(),
+    "hydra": Hydra(),
     "filter": filter_l1,
     "filter_taylor": FilterTaylor(),
+    "filter_hydra": FilterHydra(),
     "random_weight": random_weights,
     "random_filter": random_filters,
 }

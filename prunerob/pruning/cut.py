@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunerob.errors import UserError
-from prunerob.pruning.batches import ScoringBatches
+from prunerob.pruning.batches import Offers, ScoringBatches, asks
 from prunerob.pruning.budgets import Budget, check_budget, share_out
 from prunerob.pruning.counts import count_pruned
 from prunerob.pruning.criteria import filter_l1, weight_magnitude
@@ -20,7 +20,6 @@ from prunerob.pruning.masks import Masks, Reading, Residual, prune_weights, to_d
 from prunerob.pruning.scores import (
     Criterion,
     Scores,
-    asked_for,
     check_scores,
     name_of,
     scores_filters,
@@ -125,11 +124,20 @@ class Cut:
             UserError: the criterion is none, or nothing may go.
         """
         name = name_of(self.criterion)
-        offers = {"batches": batches, "masks": partial(self._trial, network), "amount": self.amount}
-        asked = asked_for(self.criterion, offers)
-        if asked and (batches is None or self.masks_from is not None or not self.amount):
+        asked: Mapping[str, Any] = {}
+        may_go: Scores = {}
+        if asks(self.criterion):
             stand_in = filter_l1 if unit_of(self.criterion) == "filters" else weight_magnitude
-            return self._ranked(network, stand_in(network, self.seed))
+            may_go = self._ranked(network, stand_in(network, self.seed))
+            if batches is None or self.masks_from is not None or not self.amount:
+                return may_go
+            offers = Offers(
+                batches=batches,
+                masks=partial(self.masks, network),
+                amount=self.amount,
+                names=may_go.keys(),
+            )
+            asked = offers.to(self.criterion)
         try:
             scores = self.criterion(network, self.seed, **asked)
             shapes = {name: network.get_parameter(name).shape for name in scores}
@@ -145,17 +153,16 @@ class Cut:
                 )
             if bool(scores[parameter].isnan().any()):
                 raise UserError(f"pruning.criterion: scores of {parameter} are not numbers (nan)")
-        return self._ranked(network, scores)
+        if not may_go:
+            return self._ranked(network, scores)
+        check_scores(network, scores)
+        return {name: score for name, score in scores.items() if name in may_go}
 
     def _ranked(self, network: nn.Module, scores: Scores) -> Scores:
         """The scores of what may go."""
         scores = without(scores, self.exclude)
         check_scores(network, scores)
         return ranked(network, scores, self.residual)
-
-    def _trial(self, network: nn.Module, scores: Scores) -> Masks:
-        """The masks that scores would make, for a criterion that learns them."""
-        return self.masks(network, self._ranked(network, scores))
 
     def masks(self, network: nn.Module, scores: Scores | None = None) -> Masks:
         """Decide what goes.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
-from inspect import signature
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -21,20 +20,6 @@ Criterion = Callable[..., Scores]
 
 Unit = Literal["filters", "weights"]
 """What is scored, and pruned."""
-
-
-def asked_for(criterion: Criterion, offers: Mapping[str, Any]) -> dict[str, Any]:
-    """What a criterion asks for beyond a network and a seed, as its signature says.
-
-    Args:
-        criterion: to be called.
-        offers: what there is, by the name of the keyword parameter.
-    """
-    try:
-        parameters = signature(criterion).parameters
-    except (TypeError, ValueError):  # of a function that has none to read
-        return {}
-    return {name: offer for name, offer in offers.items() if name in parameters}
 
 
 def unit_of(criterion: Criterion) -> Unit:
