@@ -47,8 +47,8 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "--criterion",
         type=words,
-        help="weight, lamp, taylor, hydra, filter, filter_taylor, filter_hydra, random_weight, "
-        "random_filter or import paths; "
+        help="weight, lamp, taylor, hydra, harp, random_weight, filter, filter_taylor, "
+        "filter_hydra, filter_harp, random_filter or import paths; "
         "filter:parameters names the reading of the amount, filter:weights:silence also "
         "pruning.residual (default weight)",
     )

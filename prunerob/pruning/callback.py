@@ -47,9 +47,9 @@ class Pruning(Callback):
         schedule: when how much goes from there on: `prunerob.pruning.OneShot`, or `Gradual`.
         amount: share to prune, in [0, 1); 0 fine-tunes with empty masks, the control for longer
             training.
-        criterion: of `prunerob.pruning`: for weights `weight_magnitude`, `lamp`, `Taylor` or
-            `Hydra`, for filters `filter_l1`, `FilterTaylor` or `FilterHydra`; their baselines
-            `random_weights` and `random_filters`; or a function or class of your own.
+        criterion: of `prunerob.pruning`: for weights `weight_magnitude`, `lamp`, `Taylor`, `Hydra`
+            or `Harp`, for filters `filter_l1`, `FilterTaylor`, `FilterHydra` or `FilterHarp`; their
+            baselines `random_weights` and `random_filters`; or a function or class of your own.
         budget: how the weights to prune are shared out among layers: "global" by one threshold
             for all; "erk" more from larger ones; "uniform" the same share from each, but none from
             the first, and at most 80 % from the last; or amounts by layer name, and one threshold

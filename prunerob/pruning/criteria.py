@@ -27,7 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from prunerob.noise import image_keys, uniform
+from prunerob.pruning.learned_rates import FilterHarp, Harp
 from prunerob.pruning.learned_scores import FilterHydra, Hydra
+from prunerob.pruning.magnitude import lamp
 from prunerob.pruning.saliency import FilterTaylor, Taylor
 from prunerob.pruning.scores import Criterion, Scores, filters_of, weights_of
 from prunerob.runs.configuration import find_object
@@ -44,23 +46,6 @@ def weight_magnitude(network: nn.Module, seed: int) -> Scores:
         scores, float, in each weight's shape.
     """
     return {name: weight.detach().abs() for name, weight in weights_of(network)}
-
-
-def lamp(network: nn.Module, seed: int) -> Scores:
-    """Each weight's square as a share of those in its layer that are no smaller.
-
-    LAMP (Lee et al., arXiv:2010.07611): with a layer's weights in ascending order of magnitude,
-    the score of u is w_u^2 over the sum of w_v^2 for all v from u on. Every layer's largest weight
-    scores 1, so that no layer vanishes, and one threshold makes a budget for each layer.
-
-    Args:
-        network: its convolutions and linear layers take part, biases and normalisations do not.
-        seed: not used.
-
-    Returns:
-        scores in [0, 1], float64, on the CPU, in each weight's shape.
-    """
-    return {name: _lamp(weight.detach()) for name, weight in weights_of(network)}
 
 
 def filter_l1(network: nn.Module, seed: int) -> Scores:
@@ -113,9 +98,11 @@ CRITERIA: Mapping[str, Criterion] = {
     "lamp": lamp,
     "taylor": Taylor(),
     "hydra": Hydra(),
+    "harp": Harp(),
     "filter": filter_l1,
     "filter_taylor": FilterTaylor(),
     "filter_hydra": FilterHydra(),
+    "filter_harp": FilterHarp(),
     "random_weight": random_weights,
     "random_filter": random_filters,
 }
@@ -144,13 +131,3 @@ def record_of(name: str) -> str | dict[str, str]:
 def _random(name: str, shape: torch.Size, seed: int) -> Tensor:
     key = image_keys(torch.zeros(1, dtype=torch.int64), seed=seed, purpose=f"prune {name}")
     return uniform(key, shape)[0]
-
-
-def _lamp(weight: Tensor) -> Tensor:
-    # float64, in which sums over millions of weights are exact enough, is not on every device.
-    squares, order = weight.cpu().double().square().flatten().sort(stable=True)
-    left = squares.flip(0).cumsum(0).flip(0)
-    scores = torch.empty_like(squares)
-    scores[order] = torch.where(left > 0, squares / left, 0.0)
-    scores[order[-1]] = 1.0  # also in a layer of zeros
-    return scores.view(weight.shape)

@@ -63,7 +63,7 @@ def prune_weights(
     """
     if amounts is not None:
         return {
-            name: ~_lowest(score.flatten(), round(amounts[name] * score.numel())).view(score.shape)
+            name: ~lowest(score.flatten(), round(amounts[name] * score.numel())).view(score.shape)
             for name, score in scores.items()
         }
     total = sum(score.numel() for score in scores.values())
@@ -92,7 +92,7 @@ def lowest_of_all(scores: Scores, count: int, keep_per_layer: float) -> dict[str
     gone = {name: torch.zeros(score.numel(), dtype=torch.bool) for name, score in scores.items()}
     free = [_free(score, keep_per_layer) for score in scores.values()]
     flat = [score.flatten()[may] for score, may in zip(scores.values(), free, strict=True)]
-    marks = torch.split(_lowest(torch.cat(flat), count), [len(part) for part in flat])
+    marks = torch.split(lowest(torch.cat(flat), count), [len(part) for part in flat])
     for name, may, mark in zip(scores, free, marks, strict=True):
         gone[name][may] = mark
     return {name: mark.view(scores[name].shape) for name, mark in gone.items()}
@@ -103,10 +103,10 @@ def _free(score: Tensor, keep_per_layer: float) -> Tensor | slice:
     kept = floor(score, keep_per_layer)
     if not kept:
         return slice(None)
-    return _lowest(score.flatten(), score.numel() - kept).nonzero().squeeze(1)
+    return lowest(score.flatten(), score.numel() - kept).nonzero().squeeze(1)
 
 
-def _lowest(values: Tensor, count: int) -> Tensor:
+def lowest(values: Tensor, count: int) -> Tensor:
     """Mark the lowest of some values, ties by position, as a stable sort would.
 
     Args:
@@ -130,7 +130,7 @@ def rank(scores: Scores, keep_per_layer: float) -> tuple[Tensor, int]:
     flat = [score.flatten() for score in scores.values()]
     ranks = torch.cat(flat)
     free = [
-        _lowest(part, len(part) - floor(score, keep_per_layer))
+        lowest(part, len(part) - floor(score, keep_per_layer))
         for part, score in zip(flat, scores.values(), strict=True)
     ]
     order = ranks.argsort(stable=True)
