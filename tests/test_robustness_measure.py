@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from prunerob.attacks import FAB, PGD, Attack
+from prunerob.attacks.auto_attack.survivors import Hunt
 from prunerob.cli import main
+from prunerob.robustness.journal import Journal
 from tests.conftest import TINY, refused, small
 
 
@@ -91,3 +96,71 @@ def test_a_trial_does_not_replace_results(capsys: pytest.CaptureFixture[str]) ->
     main([*test, *part, "1"])
     assert file.read_text() == whole
     assert "limit_test_batches: 0 leaves nothing" in refused(capsys, *test, *part, "0")
+
+
+@pytest.mark.parametrize(("interrupted", "call"), [("PGD", 2), ("FAB", 1)])
+def test_a_test_that_was_killed_goes_on_to_the_same_table(
+    interrupted: str, call: int, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    stop_at: list[int] = []
+
+    def counted(kind: type[Attack]) -> None:
+        original = kind.perturb
+
+        def perturb(self: Any, network: Any, x: Tensor, y: Tensor, eps: Any, key: Any) -> Tensor:
+            calls.append(kind.__name__)
+            if kind.__name__ == interrupted and calls.count(interrupted) in stop_at:
+                raise KeyboardInterrupt
+            return original(self, network, x, y, eps, key)
+
+        monkeypatch.setattr(kind, "perturb", perturb)
+
+    for kind in (PGD, Hunt):
+        counted(kind)
+    monkeypatch.setattr(FAB, "perturb", Hunt.perturb)
+    counted(FAB)
+    pgd = "{class_path: prunerob.attacks.PGD, init_args: {eps: 0.1, steps: 3}}"
+    auto = "{class_path: prunerob.attacks.AutoAttack, init_args: {eps: 0.1, images: 25}}"
+    test = ["test", "--model.attacks", f"{{PGD: {pgd}, AutoAttack: {auto}}}"]
+    test += ["--data.eval_batch_size", "20", "--model.scrutinized_images", "0"]
+    main(test)
+    whole, all_calls = (run / "robustness_images.csv").read_text(), len(calls)
+    left = [row.get("left") for row in json.loads((run / "robustness.json").read_text())["rows"]]
+    assert not (run / "robustness.unfinished").exists()
+
+    calls.clear()
+    stop_at.append(call)
+    with pytest.raises(SystemExit):
+        main(test)
+    assert (run / "robustness.unfinished").is_dir()
+    done = len(calls)
+    stop_at.clear()
+    main(test)
+    assert (run / "robustness_images.csv").read_text() == whole
+    rows = json.loads((run / "robustness.json").read_text())["rows"]
+    assert [row.get("left") for row in rows] == left
+    # What was interrupted, and the first batch, which is shown, are done twice.
+    assert len(calls) - done <= all_calls - done + 2
+    assert not (run / "robustness.unfinished").exists()
+
+
+def test_a_journal_is_of_one_test_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    journal = Journal(folder, {"seed": 0})
+    journal.put("a/b", {"x": torch.arange(3)})
+    again = Journal(folder, {"seed": 0})
+    assert again.entries == 1
+    found = again.get("a/b")
+    assert found is not None
+    assert torch.equal(found["x"], torch.arange(3))
+    assert again.get("other") is None
+    (file,) = (folder / "rank 0 of 1").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-5])
+    assert Journal(folder, {"seed": 0}).get("a/b") is None, "damaged"
+    assert Journal(folder, {"seed": 1}).entries == 0
+    again.remove()
+    assert not folder.exists()
+    nothing = Journal(None, {})
+    nothing.put("a", {"x": torch.arange(3)})
+    assert nothing.get("a") is None

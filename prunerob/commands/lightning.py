@@ -34,6 +34,7 @@ from prunerob.pixels import Pixels
 from prunerob.pruning import Pruning, PruningSchedule
 from prunerob.robustness.diagnostics import review
 from prunerob.robustness.files import write, write_predictions
+from prunerob.robustness.journal import open_journal
 from prunerob.robustness.show import show
 from prunerob.runs.folder import CHECKPOINTS, Run, check_writable
 from prunerob.runs.plain import read_yaml
@@ -323,20 +324,21 @@ class CommandLine(LightningCLI):
         """Attack the test images with the whole suite and write the table."""
         weights = self._load(model)
         model.test_name = weights.result("test").name.replace("_", " ", 1)
+        config = self.plain_config()
+        record = {g: config["model"][g] for g in ("attacks", "worst_case_attacks")}
+        of = {"suite": record, "seed": model.seed, **{k: config[k] for k in ("data", "trainer")}}
+        model.journal = open_journal(weights, model.network, of)
         self.trainer.test(model, datamodule=datamodule, verbose=False)
         if model.robustness is None:
             raise UserError("trainer.limit_test_batches: 0 leaves nothing to test")
-        config = self.plain_config()
-        training, suite = model.adversarial_training.attack, model.suite
+        suite, training = model.suite, model.adversarial_training.attack
         warnings = review(model.robustness, suite.attacks, training=training)
-        record = {group: config["model"][group] for group in ("attacks", "worst_case_attacks")}
         about = {"seed": model.seed, **about_machine(model.device), "suite": record}
         images = len(datamodule.test_dataloader().index)
-        about["test_size"] = datamodule.test_size
-        about["test_images"] = images
-        about["warnings"] = warnings
+        about |= {"test_size": datamodule.test_size, "test_images": images, "warnings": warnings}
         if not self.trainer.is_global_zero:
             return
+        model.journal.remove()  # all ranks have given theirs
         if (tested := len(model.robustness.index)) < images:
             show(model.robustness, weights, warnings, suite)
             rank_zero_info(

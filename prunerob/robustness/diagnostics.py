@@ -66,7 +66,7 @@ def scrutinize(
             right=int((logits.argmax(1) == y).sum()),
             random=_random(network, x),
             probabilities=_probabilities(logits),
-            uses_autograd=len(y) if _uses_autograd(network, x[:1]) else 0,
+            uses_autograd=len(y) if _uses_autograd(network, x[:1].clone()) else 0,
             zero_margin_gradients=_zeros(of_margin),
         )
     convergence = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -19,6 +19,7 @@ from prunerob.data.images import ImageDataModule
 from prunerob.errors import UserError
 from prunerob.noise import image_keys
 from prunerob.robustness.diagnostics import scrutinize
+from prunerob.robustness.journal import Journal
 from prunerob.robustness.recorder import Recorder
 from prunerob.robustness.scrutiny import Scrutiny
 from prunerob.robustness.table import Robustness
@@ -66,6 +67,7 @@ class Measurement:
         seed: of the attacks' noise.
         on_attack: called with the name of each attack before it runs on a batch.
         on_examples: called with what each attack made of the first batch.
+        journal: keeps what was measured, and may hold what an earlier try had.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Measurement:
         seed: int,
         on_attack: Callable[[str], None] = lambda name: None,
         on_examples: Callable[[Examples], None] = lambda examples: None,
+        journal: Journal | None = None,
     ) -> None:
         self.suite = suite
         self.attacked = attacked
@@ -88,6 +91,7 @@ class Measurement:
         self.seed = seed
         self.on_attack = on_attack
         self.on_examples = on_examples
+        self.journal = journal or Journal(None, {})
         self._attacks: dict[str, Attack] = {"clean": NoAttack(), **suite.attacks}
         self._sampled = {name: a for name, a in suite.attacks.items() if a.sample is not None}
         """Attacks that are tried on a part of the images alone, at the end."""
@@ -132,13 +136,34 @@ class Measurement:
         Raises:
             UserError: the network's answers are not finite.
         """
-        x, y, index = batch
+        _, y, index = batch
         if not len(y):
             return
         self._batches += 1
+        attacks = {name: a for name, a in self._attacks.items() if name not in self._sampled}
+        name_of_batch = f"batch of {int(index[0])}"
+        # The first batch is shown, and so attacked again.
+        known = self.journal.get(name_of_batch) if self._batches > 1 else None
+        entries = _split(known, attacks) if known else self._attack(attacks, batch)
+        if not known:
+            self.journal.put(name_of_batch, _join(entries))
+        if self.suite.worst_case_attacks:
+            predictions = [entry["prediction"] for entry in entries.values()]
+            right = torch.stack([(p == y.cpu()) | (p < 0) for p in predictions]).all(0)
+            self._survivors.append(index.cpu()[right])
+        for name, entry in entries.items() if known else ():
+            self._recorder.add_again(name, entry)
+
+    def _attack(self, attacks: Mapping[str, Attack], batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Attack a batch with several attacks; returns what was noted of each.
+
+        Raises:
+            UserError: the network's answers are not finite.
+        """
+        x, y, index = batch
         key = image_keys(index, seed=self.seed, purpose="test")
         network = self.attacked(x)
-        attacks = {name: a for name, a in self._attacks.items() if name not in self._sampled}
+        entries: dict[str, dict[str, Tensor]] = {}
         examples = perturb_by_each(attacks, network, x, y, key=key)
         predictions: dict[str, Tensor] = {}
         for name, attack in attacks.items():
@@ -154,7 +179,7 @@ class Measurement:
                 )
             seen = logits.argmax(1)
             predictions[name] = seen.masked_fill(attack.leaves_out(index), -1)
-            self._recorder.add(
+            entries[name] = self._recorder.add(
                 name,
                 index=index,
                 label=y,
@@ -167,9 +192,7 @@ class Measurement:
                 self.on_examples(
                     Examples(attack=name, x=x, x_adv=x_adv, labels=y, before=before, after=seen)
                 )
-        if self.suite.worst_case_attacks:
-            right = torch.stack([(p == y) | (p < 0) for p in predictions.values()]).all(0)
-            self._survivors.append(index[right].cpu())
+        return entries
 
     def end(self) -> Robustness:
         """Sum up what was seen into the table.
@@ -200,31 +223,46 @@ class Measurement:
             key = image_keys(index, seed=self.seed, purpose="test")
             network = self.attacked(x)
             with in_float32(self.device), torch.no_grad():
-                logits = network(self._attack_in_parts(name, attack, network, x, y, key))
+                x_adv, spent = self._attack_in_parts(name, attack, network, Batch(x, y, index), key)
+                logits = network(x_adv)
             self._recorder.add(
                 name,
                 index=index,
                 label=y,
                 prediction=logits.argmax(1),
                 margin=logit_margin(logits.float(), y),
-                start=start,
+                start=start - spent,
             )
 
     def _attack_in_parts(
-        self, name: str, attack: Attack, network: nn.Module, x: Tensor, y: Tensor, key: Tensor
-    ) -> Tensor:
-        """Examples, as the attack's; of one in parts, with who is left after each."""
-        if not attack.stages:
-            return attack(network, x, y, key=key)
+        self, name: str, attack: Attack, network: nn.Module, batch: Batch, key: Tensor
+    ) -> tuple[Tensor, float]:
+        """Examples, as the attack's, with who is left after each part of it noted.
+
+        Returns:
+            the examples, and the seconds that an earlier try spent on them.
+        """
+        x, y, index = batch
+        stages = attack.stages or ((attack.name, attack),)
         x_adv, left = x.clone(), torch.arange(len(y), device=y.device)
         left = left[~misclassified(network, x, y)]
-        self._recorder.note_left(name, "none", len(left))
-        for part_name, part in attack.stages:
-            self.on_attack(f"{name}: {part_name}, {len(left):,} of {len(y):,} left")
-            x_adv[left] = part(network, x[left], y[left], key=key[left])
-            left = left[~misclassified(network, x_adv[left], y[left])]
-            self._recorder.note_left(name, part_name, len(left))
-        return x_adv
+        if attack.stages:
+            self._recorder.note_left(name, "none", len(left))
+        spent, start = 0.0, perf_counter()
+        for part_name, part in stages:
+            entry_name = f"{name}, {part_name} of {int(index[0])}"
+            if known := self.journal.get(entry_name):
+                x_adv, left = known["x_adv"].to(x.device), known["left"].to(x.device)
+                spent = float(known["seconds"])
+            else:
+                self.on_attack(f"{name}: {part_name}, {len(left):,} of {len(y):,} left")
+                x_adv[left] = part(network, x[left], y[left], key=key[left])
+                left = left[~misclassified(network, x_adv[left], y[left])]
+                seconds = torch.tensor(spent + perf_counter() - start, dtype=torch.float64)
+                self.journal.put(entry_name, {"x_adv": x_adv, "left": left, "seconds": seconds})
+            if attack.stages:
+                self._recorder.note_left(name, part_name, len(left))
+        return x_adv, spent
 
     def _attack_survivors(self) -> None:
         """Attack what no attack of the table got wrong, for the worst case alone."""
@@ -258,6 +296,27 @@ class Measurement:
             for p in parts[rank() :: ranks()]
         ]
         return Scrutiny.sum_of([scrutiny for part in gather(seen) for scrutiny in part])
+
+
+def _join(entries: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Entries of several attacks as one, by their number."""
+    return {
+        f"{i} {name}": column
+        for i, entry in enumerate(entries.values())
+        for name, column in entry.items()
+    }
+
+
+def _split(joined: Mapping[str, Tensor], attacks: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """Undo `_join`."""
+    return {
+        attack: {
+            name.removeprefix(f"{i} "): column
+            for name, column in joined.items()
+            if name.startswith(f"{i} ")
+        }
+        for i, attack in enumerate(attacks)
+    }
 
 
 class _On:

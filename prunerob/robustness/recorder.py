@@ -12,6 +12,8 @@ from torch import Tensor
 
 from prunerob.robustness.table import WORST_CASE, Robustness, Row, Search
 
+COLUMNS = ("index", "label", "prediction", "margin")
+
 
 @dataclass
 class Recorder:
@@ -59,7 +61,7 @@ class Recorder:
         prediction: Tensor,
         margin: Tensor,
         start: float,
-    ) -> None:
+    ) -> dict[str, Tensor]:
         """Note one attack on one batch.
 
         Args:
@@ -70,10 +72,21 @@ class Recorder:
             margin: true logit minus the largest other one, float32, (B,).
             start: `perf_counter()` when the attack began. The clock is read after the results
                 have come to the CPU, so that a GPU's time is counted in full.
+
+        Returns:
+            all that was noted, for `add_again`.
         """
-        part = tuple(t.cpu().clone() for t in (index, label, prediction, margin))
-        self._parts.setdefault(attack, []).append(part)
-        self._seconds[attack] = self._seconds.get(attack, 0.0) + perf_counter() - start
+        columns = dict(zip(COLUMNS, (index, label, prediction, margin), strict=True))
+        entry = {name: column.cpu().clone() for name, column in columns.items()}
+        entry["seconds"] = torch.tensor(perf_counter() - start, dtype=torch.float64)
+        self.add_again(attack, entry)
+        return entry
+
+    def add_again(self, attack: str, entry: Mapping[str, Tensor]) -> None:
+        """Note what `add` has returned before, perhaps in an earlier try of the same test."""
+        self._parts.setdefault(attack, []).append(tuple(entry[name] for name in COLUMNS))
+        seconds = float(entry["seconds"])
+        self._seconds[attack] = self._seconds.get(attack, 0.0) + seconds
 
     def add_search(self, attack: str, *, index: Tensor, fooled: Tensor, start: float) -> None:
         """Note one attack that counts in the worst case alone, on some images.

@@ -34,6 +34,7 @@ from prunerob.networks.attacked import AttackedNetwork
 from prunerob.networks.modes import evaluating
 from prunerob.networks.narrow import find_narrowing
 from prunerob.noise import image_keys
+from prunerob.robustness.journal import Journal
 from prunerob.robustness.measure import Measurement, in_float32
 from prunerob.robustness.table import Robustness
 from prunerob.runs.ranks import broadcast_buffers, check_agreement, ranks
@@ -139,6 +140,8 @@ class Classifier(LightningModule):
         """Called with the name of each attack before it runs on a test batch."""
         self.test_name = "test"
         """Of the test in TensorBoard, where those of several checkpoints stand side by side."""
+        self.journal: Journal | None = None
+        """In which a test keeps what it has measured, to go on if it is killed."""
         self.robustness: Robustness | None = None
         """What the latest test measured."""
         self._validation = self._new_validation()
@@ -369,6 +372,7 @@ class Classifier(LightningModule):
             seed=self.seed,
             on_attack=lambda name: self.on_attack(name),
             on_examples=partial(log_examples, self.trainer, self.test_name),
+            journal=self.journal,
         )
         self._measurement.begin()
 
