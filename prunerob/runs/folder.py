@@ -10,13 +10,15 @@ A run's folder holds
 - robustness.json, .csv and .md, what a test of last.ckpt found, and robustness_images.csv; those of
   other checkpoints have their names, as robustness_before_pruning.json has; predictions.csv alike;
 - TensorBoard's event files;
-- log.txt, of a run of a sweep: what its commands printed.
+- log.txt, of a run of a sweep: what its commands printed;
+- .lock and .holder, while a `fit` is at it.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +51,15 @@ class Run:
     def checkpoint(self, name: str = "last") -> Path:
         """One of the run's checkpoints: "last", "best" or "before_pruning"."""
         return self.folder / "checkpoints" / f"{name}.ckpt"
+
+    def check_is_there(self) -> None:
+        """See that the folder of a run that is being written is still there.
+
+        Raises:
+            UserError: someone has removed it.
+        """
+        if not self.checkpoint().parent.is_dir():
+            raise UserError(f"{self.folder} was removed or moved while its run was written")
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -83,14 +94,31 @@ def has_finished(trainer: Trainer) -> bool:
     return trainer.current_epoch >= (trainer.max_epochs or 0) and is_whole_epoch(trainer)
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that is there in full or not at all, whenever a kill or a power cut comes."""
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file that is there in full or not at all, whenever a kill or a power cut comes.
+
+    It is written beside its place, so that a full disk leaves what was there.
+
+    Args:
+        file: to write.
+        content: text, written as UTF-8, or bytes.
+
+    Raises:
+        OSError: it cannot be written; the error names the folder.
+    """
     unfinished = file.with_name(f"{file.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-    unfinished.replace(file)
+    try:
+        with unfinished.open("wb") as opened:
+            opened.write(content.encode() if isinstance(content, str) else content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        unfinished.replace(file)
+    except BaseException as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(file.parent)) from None
+        raise
 
 
 def check_writable(folder: Path) -> None:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import pickle
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
-from pathlib import Path, PurePosixPath
-from urllib.error import URLError
-from urllib.parse import urlsplit
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prunerob.errors import UserError
+from prunerob.runs.archives import check_archive
+from prunerob.runs.fetching import download
 from prunerob.runs.folder import CHECKPOINTS, Run, newest_finished_run
 
 
@@ -101,27 +97,14 @@ def _of_run(run: Run, name: str, origin: str) -> Weights:
     return Weights(file, run, run.config if run.config.is_file() else None, origin)
 
 
-def download(url: str) -> Path:
-    """Fetch a file into a temporary folder, keeping its name.
-
-    torch.hub's own cache goes by file names, so that every last.ckpt would be the first one.
-    """
-    folder = tempfile.mkdtemp(prefix="prunerob-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    target = Path(folder) / (PurePosixPath(urlsplit(url).path).name or "weights")
-    try:
-        torch.hub.download_url_to_file(url, str(target), progress=False)
-    except (URLError, HTTPException, OSError, ValueError) as error:
-        raise UserError(f"ckpt_path: {url} cannot be fetched ({error})") from None
-    return target
-
-
 def read_checkpoint(file: Path) -> dict[str, object]:
     """Read a checkpoint; nothing in it can run code (`weights_only=True`).
 
     Raises:
-        UserError: it is truncated, or no checkpoint, or holds more than weights and plain values.
+        UserError: it is truncated or damaged, or no checkpoint, or holds more than weights and
+            plain values.
     """
+    check_archive(file)
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -152,20 +135,47 @@ def read_weights(file: Path) -> Mapping[str, Tensor]:
             return load_file(file)
         except SafetensorError as error:
             raise UserError(f"ckpt_path: {file} is damaged ({error})") from None
-    state = read_checkpoint(file).get("state_dict")
+    return weights_in(read_checkpoint(file), file)
+
+
+def weights_in(checkpoint: Mapping[str, object], file: Path) -> Mapping[str, Tensor]:
+    """The network's weights in a checkpoint, by parameter name.
+
+    Args:
+        checkpoint: as read.
+        file: that it was read from, for errors.
+
+    Raises:
+        UserError: there are none.
+    """
+    state = checkpoint.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"ckpt_path: {file} is not a checkpoint of prunerob fit (no weights in it)")
-    return {name.removeprefix("network."): value for name, value in state.items()}
+    return {str(name).removeprefix("network."): value for name, value in state.items()}
 
 
 def load_weights(network: nn.Module, file: Path) -> None:
     """Load weights into a network of the same architecture.
 
     Raises:
-        UserError: the file cannot be read, is for another network, or holds values that are not
+        UserError: the file cannot be read, or its weights are not for the network.
+    """
+    take_weights(network, read_weights(file), file)
+
+
+def take_weights(network: nn.Module, new: Mapping[str, Tensor], file: Path) -> None:
+    """Load weights that were read.
+
+    Args:
+        network: of the same architecture.
+        new: by parameter name.
+        file: that they were read from, for errors.
+
+    Raises:
+        UserError: they are for another network, are no plain tensors of its types, or are not
             finite where the network's own are.
     """
-    new, old = read_weights(file), network.state_dict()
+    old = network.state_dict()
     for name in sorted(new.keys() | old.keys()):
         if name not in new or name not in old:
             problem = f"{name} is only in the {'network' if name in old else 'file'}"
@@ -175,9 +185,19 @@ def load_weights(network: nn.Module, file: Path) -> None:
             continue
         raise UserError(f"ckpt_path: {file} is for another network: {problem}")
     for name, value in new.items():
+        if unlike := _unlike(value, old[name]):
+            raise UserError(f"ckpt_path: {file} is damaged: {name} is {unlike}")
         if bool(old[name].isfinite().all()) and not bool(value.isfinite().all()):
             raise UserError(
                 f"ckpt_path: {file} is no trained network: {name} holds values that are not finite "
                 "(NaN or infinite)"
             )
     network.load_state_dict(new)
+
+
+def _unlike(new: Tensor, old: Tensor) -> str:
+    """What a tensor is that cannot take another's place; nothing if it can."""
+    if new.layout != torch.strided or new.is_quantized or new.is_meta or new.is_nested:
+        return "no plain tensor"
+    kinds = [(t.is_floating_point(), t.is_complex(), t.dtype == torch.bool) for t in (new, old)]
+    return "" if kinds[0] == kinds[1] else f"of {new.dtype}, not {old.dtype}"

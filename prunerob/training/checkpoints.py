@@ -11,15 +11,18 @@ from time import time
 from typing import Any, cast
 
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from prunerob import __version__
 from prunerob.runs.folder import Run, has_finished, is_whole_epoch, run_folder, write_whole
 from prunerob.training.classifier import Classifier
 from prunerob.training.phases import TRAINING
 from prunerob.training.validation import MASKED
+from prunerob.training.resuming import check_optimizer
+from prunerob.training.saving import WholeFiles
 
 
 class Checkpoints(Checkpoint):
@@ -37,6 +40,7 @@ class Checkpoints(Checkpoint):
         self._is_validated = False
         self._started = time()
         self._seconds_before = 0.0
+        self._has_begun = False
 
     @property
     def state_key(self) -> str:
@@ -57,9 +61,21 @@ class Checkpoints(Checkpoint):
         self._best_phase = state_dict["best_phase"]
         self._seconds_before = state_dict["seconds"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write checkpoints in our own way, unless a plugin of the user's has another."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFiles()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; what the optimizer remembers has been restored by now."""
         self._started = time()
+        checkpoints = Run(run_folder(trainer)).checkpoint().parent
+        if not trainer.fast_dev_run and trainer.is_global_zero:  # type: ignore[attr-defined]
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            self._has_begun = True
+        if trainer.ckpt_path:
+            for optimizer in trainer.optimizers:
+                check_optimizer(optimizer, trainer.ckpt_path)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last epoch's validation."""
@@ -83,12 +99,9 @@ class Checkpoints(Checkpoint):
             names.append("before_pruning")
         # "last" at last: a run that is killed here goes on from the epoch before, and saves anew.
         for name in [*names, "last"]:
-            file = run.checkpoint(name)
-            # A kill in the middle of writing leaves the old file whole.
-            unfinished = file.with_suffix(".unfinished")
-            trainer.save_checkpoint(unfinished, weights_only=False)
             if trainer.is_global_zero:
-                unfinished.replace(file)
+                run.check_is_there()
+            trainer.save_checkpoint(run.checkpoint(name), weights_only=False)
 
     def _is_best(self, trainer: Trainer, module: Classifier) -> bool:
         metrics = trainer.callback_metrics
@@ -119,6 +132,8 @@ class Checkpoints(Checkpoint):
         if not has_finished(trainer):
             return
         run = Run(run_folder(trainer))
+        if trainer.is_global_zero and self._has_begun:
+            run.check_is_there()
         if not run.checkpoint().is_file():
             return
         module = cast(Classifier, pl_module)
@@ -128,7 +143,7 @@ class Checkpoints(Checkpoint):
         state = module.network.state_dict()
         # Copies: the file's format has no names that share their values.
         weights = {name: v.detach().cpu().contiguous().clone() for name, v in state.items()}
-        save_file(weights, run.folder / "weights.safetensors")
+        write_whole(run.folder / "weights.safetensors", save(weights))
         summary = {
             "epochs": trainer.current_epoch,
             "seed": module.seed,

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from pytorch_lightning.trainer.connectors import checkpoint_connector
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from prunerob.errors import UserError
-from prunerob.runs.weights import load_weights, read_checkpoint
+from prunerob.runs.weights import read_checkpoint, take_weights, weights_in
+from prunerob.training.phases import FINE_TUNING
 
 PARTS = {
     "state_dict": Mapping,
@@ -54,7 +57,75 @@ def check_training_state(network: nn.Module, file: Path, epochs: int | None, *, 
             f"ckpt_path: {file} has finished {epoch + 1} epochs, and trainer.max_epochs is "
             f"{epochs}: nothing is left to train"
         )
-    load_weights(network, file)
+    _check_parts(checkpoint, file)
+    take_weights(network, weights_in(checkpoint, file), file)
+
+
+def _check_parts(checkpoint: Mapping[str, object], file: Path) -> None:
+    """See that nothing is missing for which Lightning would take fresh values without a word.
+
+    Raises:
+        UserError: something is.
+    """
+    if (where := _below_zero(checkpoint["loops"])) is not None:
+        raise UserError(f"ckpt_path: {file} is damaged: its loops have {where} below 0")
+    optimizers, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+    callbacks = checkpoint["callbacks"]
+    assert isinstance(optimizers, list)
+    assert isinstance(schedulers, list)
+    assert isinstance(callbacks, Mapping)
+    if len(optimizers) != 1 or not all(
+        isinstance(state, Mapping)
+        and isinstance(state.get("state"), Mapping)
+        and isinstance(state.get("param_groups"), list)
+        for state in optimizers
+    ):
+        raise UserError(f"ckpt_path: {file} is damaged: it holds no state of the optimizer")
+    if len(schedulers) > 1 or not all(isinstance(state, Mapping) for state in schedulers):
+        raise UserError(f"ckpt_path: {file} is damaged: its lr_schedulers are {schedulers!r:.40}")
+    needed = ["Checkpoints", *(["Pruning"] if checkpoint.get("phase") == FINE_TUNING else [])]
+    for name in needed:
+        if not isinstance(callbacks.get(name), Mapping):
+            raise UserError(f"ckpt_path: {file} is damaged: it holds no state of {name}")
+
+
+def _below_zero(value: object, name: str = "") -> str | None:
+    """The name of a number below 0 in plain values; None if there is none."""
+    if isinstance(value, Mapping):
+        found = (_below_zero(part, f"{name}.{key}".lstrip(".")) for key, part in value.items())
+        return next((where for where in found if where is not None), None)
+    return name if isinstance(value, int | float) and value < 0 else None
+
+
+def check_optimizer(optimizer: Optimizer, file: Path | str) -> None:
+    """See that what an optimizer restored fits the weights, before it takes a step.
+
+    Args:
+        optimizer: restored.
+        file: the checkpoint, for errors.
+
+    Raises:
+        UserError: it does not.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if not isinstance(value, Tensor):
+                continue
+            fits = value.layout == torch.strided
+            if name in LIKE_WEIGHTS:
+                fits = fits and value.is_floating_point() and value.shape == parameter.shape
+            if not (fits and bool(value.isfinite().all())):
+                raise UserError(
+                    f"ckpt_path: {file} is damaged: {name} of the optimizer does not fit the "
+                    "weights, or is not finite"
+                )
+
+
+LIKE_WEIGHTS = (
+    *("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    *("square_avg", "grad_avg"),
+)
+"""What torch's optimizers remember in the shape of the weights."""
 
 
 @contextmanager

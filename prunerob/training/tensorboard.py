@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,22 @@ from prunerob.robustness.table import Robustness
 def writers(trainer: Trainer) -> list[SummaryWriter]:
     """The TensorBoard writers of a Trainer; none without a TensorBoardLogger."""
     return [log.experiment for log in trainer.loggers if isinstance(log, TensorBoardLogger)]
+
+
+@contextmanager
+def quiet_writers() -> Iterator[None]:
+    """Let TensorBoard's threads print no traceback: what stops one, it hands to the next call."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if type(failed.thread).__name__ != "_AsyncWriterThread":
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def log_weight_histograms(trainer: Trainer, network: nn.Module, when: str) -> None:
