@@ -6,10 +6,12 @@ Importing Lightning's CLI takes seconds, so this module imports nothing heavy: `
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
+from typing import Any, TextIO, cast
 
 from prunerob import __version__
 from prunerob.errors import UserError
@@ -67,6 +69,10 @@ def main(args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that lacks a sign shows another
             stream.reconfigure(errors="replace")
+    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
+        sys.stdout = cast(TextIO, Lasting(sys.stdout))
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None:
+        sys.stderr = cast(TextIO, Lasting(sys.stderr))
     if not args or args[0] in ("-h", "--help"):
         print(HELP)
     elif args[0] == "--version":
@@ -84,8 +90,45 @@ def main(args: Sequence[str] | None = None) -> None:
             raise SystemExit(2) from None
 
 
+class Lasting:
+    """A stream whose reader may leave, as `head` does: what comes after goes nowhere.
+
+    Args:
+        stream: of the process.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, if someone reads."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._forget()
+            return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, if someone reads."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._forget()
+
+    def _forget(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the stream's."""
+        return getattr(self._stream, name)
+
+
 def one_line(error: Exception) -> str:
     """An error's text in one line; a system error names its file first."""
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        name = error.filename  # bytes, of TensorBoard's
+        name = os.fsdecode(name) if isinstance(name, bytes) else name
+        return f"{name}: {error.strerror}"
     return " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from time import perf_counter
@@ -22,3 +23,38 @@ def test_help_and_version_answer_before_heavy_imports(option: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert perf_counter() - start < 1
     assert "prunerob" in done.stdout
+
+
+@pytest.mark.parametrize(("args", "status"), [(["--help"], 0), (["--version"], 0), (["no"], 2)])
+def test_a_reader_that_leaves_is_no_error(args: list[str], status: int) -> None:
+    """As `prunerob --help | head -1`, whenever the reader goes: here, before the first word."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "prunerob", *args],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert done.returncode == status
+    assert "BrokenPipe" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_leaves_ends_no_training() -> None:
+    code = "import sys\nfrom prunerob.cli import main\nmain(['--version'])\n"
+    code += "for _ in range(3):\n    print('x' * 100_000, flush=True)\n"
+    code += "sys.stderr.write('the end')"
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"the end")

@@ -211,13 +211,9 @@ def test_a_run_that_was_told_to_end_does_not_pass_for_a_finished_one(
     assert (RUN / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_a_run_that_ran_out_of_time_is_not_finished(caplog: pytest.LogCaptureFixture) -> None:
-    """In its first epoch, and after it was pruned."""
-    first = ["--trainer.max_time", "00:00:00:00"]
-    main(["fit", "--config", TINY, *first])
-    assert "Stopped in its first epoch: nothing is saved" in caplog.text
-    assert "trainer.max_time counts the time of all sessions" in caplog.text
-    assert "go on with" not in caplog.text
+def test_a_run_that_was_stopped_after_it_was_pruned_is_not_finished(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     main(["fit", "--config", TINY, "--trainer.callbacks", f"{__name__}.Stop"])
     assert "Stopped before its 4 epochs were over; go on with: prunerob fit" in caplog.text
     run = newest_run()

@@ -8,6 +8,7 @@ import sys
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,6 @@ from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
@@ -27,6 +27,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
 from prunerob.attacks import Attack
 from prunerob.commands.configurations import check_file, check_groups, check_values
+from prunerob.commands.endings import told
 from prunerob.commands.mistakes import Parser, plain
 from prunerob.data import Augmentation, ImageDataModule
 from prunerob.errors import UserError
@@ -36,17 +37,17 @@ from prunerob.robustness.diagnostics import review
 from prunerob.robustness.files import write, write_predictions
 from prunerob.robustness.journal import open_journal
 from prunerob.robustness.show import show
-from prunerob.runs.folder import CHECKPOINTS, Run, check_writable
+from prunerob.runs.folder import CHECKPOINTS, Run, check_writable, write_whole
+from prunerob.runs.lock import locked
 from prunerob.runs.plain import read_yaml
-from prunerob.runs.ranks import destroy_process_group, gather
+from prunerob.runs.ranks import destroy_process_group, gather, lost_ranks
 from prunerob.runs.weights import Weights, find_weights, load_weights
 from prunerob.schedules import Schedule
 from prunerob.training.checkpoints import Checkpoints, about_machine
 from prunerob.training.classifier import Classifier
-from prunerob.training.phases import TRAINING
 from prunerob.training.progress import Progress
 from prunerob.training.resuming import check_training_state, restoring
-from prunerob.training.tensorboard import log_robustness
+from prunerob.training.tensorboard import log_robustness, quiet_writers
 
 NOT_FOR_USERS = {
     *("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"),
@@ -94,6 +95,8 @@ def run(args: Sequence[str]) -> None:
             if weights.config is None:
                 raise UserError(f"--config is missing: none lies with {weights.file}")
             configs = [str(weights.config)]
+            if weights.run is None:  # a configuration is code: say which one is taken
+                rank_zero_info(f"Using {weights.config}, which lies with {weights.file.name}")
         if weights.origin:
             rank_zero_info(f"Using {weights.file}, from {weights.origin}")
     for config in reversed(configs):
@@ -103,7 +106,8 @@ def run(args: Sequence[str]) -> None:
         place = weights.origin if weights.results else str(weights.file)
         rest += ["--ckpt_path", place]
     try:
-        CommandLine(command, rest, weights)
+        with ExitStack() as held, quiet_writers(), lost_ranks("the same command"):
+            CommandLine(command, rest, weights, held)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as end:
@@ -127,7 +131,7 @@ def resolve(args: Sequence[str]) -> dict[str, Any]:
         if word == "--config":
             check_file(Path(following))
     try:
-        _Reading("fit", args, None)
+        _Reading("fit", args, None, ExitStack())
     except _Parsed as parsed:
         return parsed.config
     raise AssertionError("a command line that is read ends when it is parsed")
@@ -137,11 +141,13 @@ class SaveConfig(SaveConfigCallback):
     """Lays the configuration of `fit` down in the run's folder and in TensorBoard."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Save, once, when a run begins; a run that goes on has its record already."""
-        if stage != "fit" or not trainer.log_dir:
+        """Save when a run begins; a run that goes on has its record already."""
+        if stage != "fit" or not (folder := trainer.log_dir):
             return
-        check_writable(Path(trainer.log_dir))
-        super().setup(trainer, pl_module, stage)
+        if trainer.is_global_zero:
+            text = self.parser.dump(self.config, skip_none=False)
+            write_whole(Run(Path(folder)).config, text)
+            self.save_config(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Show the configuration in TensorBoard."""
@@ -158,10 +164,14 @@ class CommandLine(LightningCLI):
         command: "fit", "validate", "test" or "predict".
         args: the rest of the command line.
         weights: the trained weights to start from or to test; None for a new run.
+        held: what is held until the command ends, as the lock on its run.
     """
 
-    def __init__(self, command: str, args: Sequence[str], weights: Weights | None) -> None:
+    def __init__(
+        self, command: str, args: Sequence[str], weights: Weights | None, held: ExitStack
+    ) -> None:
         self.weights = weights
+        self.held = held
         self.goes_on = False
         # This one alone: making the parser of a command takes seconds.
         self.subcommands = lambda: {command: NOT_FOR_USERS}  # type: ignore[method-assign]
@@ -257,9 +267,13 @@ class CommandLine(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             raise UserError(plain(str(error))) from error
-        folder = self.trainer.log_dir
-        new = self.subcommand == "fit" and not self.goes_on
-        if new and folder and Run(Path(folder)).config.is_file():
+        folder = self.trainer.log_dir if self.subcommand == "fit" else None
+        is_trial = bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if folder and self.trainer.is_global_zero and not is_trial:
+            self.held.enter_context(locked(Path(folder)))
+            if self.goes_on:
+                check_writable(Run(Path(folder)).checkpoint().parent)
+        if folder and not self.goes_on and Run(Path(folder)).config.is_file():
             raise UserError(f"{folder} already holds a run; go on with it, or name another")
         if self.trainer.world_size > 1 and sys.argv[1:2] != [self.subcommand]:
             # The other ranks repeat the process's command line, whatever it is.
@@ -286,32 +300,8 @@ class CommandLine(LightningCLI):
             ends = run is not None and not run.summary.is_file()
             check_training_state(model.network, file, self.trainer.max_epochs, ends=ends)
             ckpt_path = str(file)
-        try:
-            with restoring(ckpt_path):
-                self.trainer.fit(model, datamodule, ckpt_path=ckpt_path, weights_only=True)
-        except (KeyboardInterrupt, SystemExit):
-            # The logger's: the Trainer's would ask the other ranks, which may be gone.
-            folder = getattr(self.trainer.logger, "log_dir", None)
-            if folder and Run(Path(folder)).checkpoint().is_file():
-                rank_zero_info(f"Interrupted; go on with: prunerob fit --ckpt_path {folder}")
-            raise
-        folder = self.trainer.log_dir
-        if not folder or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        rank_zero_info(f"Run: {folder}")
-        if self.trainer.is_global_zero and not Run(Path(folder)).summary.is_file():
-            if Run(Path(folder)).checkpoint().is_file():
-                unpruned = model.prune_epoch is not None and model.phase_name == TRAINING
-                when = ", before anything was pruned" if unpruned else ""
-                rank_zero_info(
-                    f"Stopped before its {self.trainer.max_epochs} epochs were over{when}; "
-                    f"go on with: prunerob fit --ckpt_path {folder}"
-                )
-            else:
-                rank_zero_info("Stopped in its first epoch: nothing is saved")
-            timers = [c for c in cast(Any, self.trainer).callbacks if isinstance(c, Timer)]
-            if any((timer.time_remaining() or 0) <= 0 for timer in timers):
-                rank_zero_info("trainer.max_time counts the time of all sessions: raise it")
+        with told(self.trainer, model), restoring(ckpt_path):
+            self.trainer.fit(model, datamodule, ckpt_path=ckpt_path, weights_only=True)
 
     def validate(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
         """Measure on the validation images."""

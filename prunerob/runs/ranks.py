@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -50,6 +53,33 @@ def destroy_process_group() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
         gc.collect()  # whatever still refers to it
+
+
+@contextmanager
+def lost_ranks(go_on: str) -> Iterator[None]:
+    """Tell in one line that another of several processes has ended.
+
+    Args:
+        go_on: the command to go on with.
+
+    Raises:
+        UserError: it has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        words = " ".join(str(error).split())
+        if ranks() == 1 or not re.search(LOST, words, re.IGNORECASE):
+            raise
+        sys.stderr.write(f"{words}\n")
+        raise UserError(
+            f"rank {rank()} lost another process of this run, which may have said why above "
+            f"(killed, out of memory, another machine); go on with: {go_on}"
+        ) from None
+
+
+LOST = r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|tcpstore|monitoredbarrier"
+"""What the libraries between the ranks say when one is gone."""
 
 
 def broadcast_object(value: T) -> T:
