@@ -18,6 +18,7 @@ from prunerob.sweeps.executor import Executor
 from prunerob.sweeps.job import Job
 from prunerob.sweeps.plan import Sweep
 from prunerob.sweeps.queue import run_jobs
+from prunerob.sweeps.signals import ending_in_order
 
 
 def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
@@ -116,8 +117,9 @@ def run_sweeps(sweeps: Sequence[Sweep], options: Mapping[str, Any]) -> dict[Job,
         the runs that failed, with the reason.
     """
     executor = _make_executor(sweeps, options)
-    _prepare_data(sweeps)
-    return run_jobs([job for sweep in sweeps for job in sweep.jobs()], executor)
+    with ending_in_order():
+        _prepare_data(sweeps)
+        return run_jobs([job for sweep in sweeps for job in sweep.jobs()], executor)
 
 
 def _make_executor(sweeps: Sequence[Sweep], options: Mapping[str, Any]) -> Executor:
