@@ -20,9 +20,9 @@ from prunerob import __version__
 from prunerob.runs.folder import Run, has_finished, is_whole_epoch, run_folder, write_whole
 from prunerob.training.classifier import Classifier
 from prunerob.training.phases import TRAINING
-from prunerob.training.validation import MASKED
 from prunerob.training.resuming import check_optimizer
 from prunerob.training.saving import WholeFiles
+from prunerob.training.validation import MASKED
 
 
 class Checkpoints(Checkpoint):
