@@ -53,6 +53,11 @@ def run(args: Sequence[str]) -> None:
         "pruning.residual (default weight)",
     )
     parser.add_argument("--amount", type=numbers, help="shares to prune; 0 is the control")
+    parser.add_argument(
+        "--schedule",
+        type=words,
+        help="one_shot, or gradual with its epochs as in gradual:3 (default: the configuration's)",
+    )
     parser.add_argument("--seed", type=integers, help="seeds (default 0)")
     parser.add_argument(
         "--scratch",
@@ -115,6 +120,7 @@ def _read(file: str | None, arguments: Namespace, settings: Sequence[str]) -> di
         "config": None,
         "criterion": ["weight"],
         "amount": None,
+        "schedule": [],
         "seed": [0],
         "folder": None,
         "scratch": False,
@@ -161,7 +167,7 @@ def _read_file(file: Path, names: Any) -> dict[str, Any]:
         raise UserError(f"{file}: executor is local or ray")
     if not isinstance(options.get("scratch", False), bool):
         raise UserError(f"{file}: scratch is true or false")
-    for name, kind in (("criterion", str), ("seed", int)):
+    for name, kind in (("criterion", str), ("schedule", str), ("seed", int)):
         value = options.get(name, [])
         if not isinstance(value, list) or not all(isinstance(v, kind) for v in value):
             raise UserError(f"{file}: {name} is a list of {kind.__name__}")

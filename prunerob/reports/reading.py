@@ -178,6 +178,10 @@ def _point(recipe: str, pruning: Mapping[str, Any] | None) -> Point:
     if pruning["unit"] == "filters":
         residual = pruning["residual"]
         method += f" ({pruning['reading']}{'' if residual == 'keep' else f', {residual}'})"
+    if (budget := pruning.get("budget", "global")) != "global":
+        method += ", amounts by layer" if isinstance(budget, dict) else f", {budget}"
+    if not (schedule := _function(pruning.get("schedule", "OneShot()"))).startswith("OneShot"):
+        method += f", {schedule}"
     if not is_scratch:
         method += " before training" if pruning["epoch"] == 0 else ""
         method += " by masks of another run" if masks_from is not None else ""

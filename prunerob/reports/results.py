@@ -259,6 +259,7 @@ FREE_OF_A_CONTROL = (
     "pruning.criterion",
     "pruning.reading",
     "pruning.residual",
+    "pruning.schedule",
 )
 """Empty masks are the same by any criterion."""
 

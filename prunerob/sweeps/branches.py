@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 from prunerob.errors import UserError
 from prunerob.pruning.criteria import CRITERIA, path_of
@@ -21,6 +22,7 @@ class Branch:
         reading: which share that is, for filters; None for the configuration's.
         residual: what becomes of filters that write to a residual stream; None likewise.
         scratch: hold its masks on fresh weights from the first epoch on.
+        schedule: "one_shot", or "gradual:3" with its epochs; None for the configuration's.
     """
 
     criterion: str
@@ -28,6 +30,7 @@ class Branch:
     reading: str | None = None
     residual: str | None = None
     scratch: bool = False
+    schedule: str | None = None
 
     @property
     def name(self) -> str:
@@ -35,7 +38,8 @@ class Branch:
         if self.amount == 0:
             return "control"
         criterion = self.criterion.rsplit(".", 1)[-1]
-        parts = [criterion, self.reading, self.residual, str(self.amount)]
+        schedule = self.schedule and self.schedule.replace(":", "-")
+        parts = [criterion, self.reading, self.residual, schedule, str(self.amount)]
         return "-".join(part for part in [*parts, "scratch" if self.scratch else None] if part)
 
     def settings(self) -> list[str]:
@@ -43,7 +47,48 @@ class Branch:
         settings = ["--pruning.amount", str(self.amount)]
         settings += ["--pruning.criterion", path_of(self.criterion)]
         settings += ["--pruning.reading", self.reading] if self.reading else []
-        return settings + (["--pruning.residual", self.residual] if self.residual else [])
+        settings += ["--pruning.residual", self.residual] if self.residual else []
+        if self.schedule:
+            kind, _, epochs = self.schedule.partition(":")
+            settings += ["--pruning.schedule", SCHEDULES[kind]]
+            settings += ["--pruning.schedule.epochs", epochs] if epochs else []
+        return settings
+
+    def schedule_record(self) -> dict[str, Any]:
+        """What a configuration records of its schedule."""
+        kind, _, epochs = (self.schedule or "").partition(":")
+        return {
+            "class_path": SCHEDULES[kind],
+            "init_args": {"epochs": int(epochs)} if epochs else {},
+        }
+
+
+SCHEDULES = {"one_shot": "prunerob.pruning.OneShot", "gradual": "prunerob.pruning.Gradual"}
+"""Import paths of schedules of pruning, by their short names."""
+
+
+def with_schedules(branches: Sequence[Branch], schedules: Sequence[str]) -> list[Branch]:
+    """Every branch with every schedule; a single control.
+
+    Args:
+        branches: ways to prune.
+        schedules: "one_shot", or "gradual:3" with its number of epochs.
+
+    Raises:
+        UserError: one is neither, or there twice.
+    """
+    refuse_repeated("schedule", schedules)
+    for schedule in schedules:
+        if not re.fullmatch(r"one_shot|gradual:[1-9]\d*", schedule):
+            raise UserError(
+                f"schedule: {schedule} is unknown; there are one_shot, and gradual with its epochs "
+                "as in gradual:3"
+            )
+    made: list[Branch] = []
+    for schedule in schedules:
+        for branch in branches:
+            add_branch(replace(branch, schedule=schedule), made)
+    return made
 
 
 def make_branches(criteria: Sequence[str], amounts: Sequence[float]) -> list[Branch]:

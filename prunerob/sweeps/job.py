@@ -154,7 +154,7 @@ class Job:
         pruning = expected["pruning"]
         pruning["epoch"] = self.prune_epoch
         if self.branch is None or not self.branch.amount:
-            for name in ("criterion", "reading", "residual"):
+            for name in ("criterion", "reading", "residual", "schedule"):
                 pruning.pop(name)
         if self.branch is None:
             pruning.pop("amount")
@@ -164,6 +164,8 @@ class Job:
                 pruning["criterion"] = record_of(self.branch.criterion)
                 pruning["reading"] = self.branch.reading or pruning["reading"]
                 pruning["residual"] = self.branch.residual or pruning["residual"]
+                if self.branch.schedule:
+                    pruning["schedule"] = self.branch.schedule_record()
         for name, old, new in differences(record, expected):
             free = not self.dense and name.startswith("model.fine_tuning")
             if not free and not name.startswith((*NOT_TRAINING, "pruning.masks_from")):

@@ -13,7 +13,13 @@ from prunerob.errors import UserError
 from prunerob.pruning.cut import Cut
 from prunerob.pruning.scores import name_of, scores_filters
 from prunerob.runs.configuration import Resolve, instantiate
-from prunerob.sweeps.branches import Branch, add_branch, make_branches, refuse_repeated
+from prunerob.sweeps.branches import (
+    Branch,
+    add_branch,
+    make_branches,
+    refuse_repeated,
+    with_schedules,
+)
 from prunerob.sweeps.executor import Executor
 from prunerob.sweeps.job import Job
 from prunerob.sweeps.plan import Sweep
@@ -25,7 +31,8 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
     """A sweep from its options.
 
     Args:
-        options: config, criterion, amount, seed, folder, scratch and settings, checked here.
+        options: config, criterion, amount, schedule, seed, folder, scratch and settings, checked
+            here.
         resolve: gives the whole configuration that the options of a command line stand for.
 
     Raises:
@@ -37,6 +44,8 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
     seeds = options["seed"]
     refuse_repeated("seed", seeds)
     branches = _branches(options["criterion"], options["amount"])
+    if options.get("schedule"):
+        branches = with_schedules(branches, options["schedule"])
     if options["scratch"]:
         branches += [replace(branch, scratch=True) for branch in branches if branch.amount]
     for setting in settings_of_sweeps(options["settings"]):
@@ -59,7 +68,8 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
     seen: dict[object, Branch] = {}
     for branch in branches:
         pruning = _check_branch(resolve(["--config", str(config), *settings, *branch.settings()]))
-        other = seen.setdefault((pruning, branch.amount, branch.scratch), branch)
+        key = (pruning, branch.schedule, branch.amount, branch.scratch)
+        other = seen.setdefault(key, branch)
         if other is not branch:
             raise UserError(f"criterion: {other.name} and {branch.name} are the same pruning")
     return Sweep(
