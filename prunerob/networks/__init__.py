@@ -2,6 +2,7 @@
 
 from prunerob.networks.channels import ChannelMap, Channels, Stream
 from prunerob.networks.mnist_cnn import MnistCNN
+from prunerob.networks.parts import Part
 from prunerob.networks.resnet import ResNet18
 from prunerob.networks.rewrite import Rewrite, rewrite
 from prunerob.networks.wide_resnet import WideResNet
@@ -10,6 +11,7 @@ __all__ = [
     "ChannelMap",
     "Channels",
     "MnistCNN",
+    "Part",
     "ResNet18",
     "Rewrite",
     "Stream",

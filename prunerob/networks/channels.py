@@ -1,14 +1,20 @@
-"""How a network tells filter pruning where the output channels of its convolutions go."""
+"""Where the output channels of convolutions go: as a network says, or as it is traced."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import nn
 
 from prunerob.errors import UserError
+from prunerob.networks.parts import Part
+from prunerob.networks.spaces import Space
+from prunerob.networks.tracing import trace
+
+Reader = str | Part
+"""A layer's name; or a part of what it reads or serves, where other channels stand beside these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +26,16 @@ class Stream:
     Args:
         name: tells it from other streams. All that write to it are given the same stream, equal
             in name, readers and norms.
-        readers: names of the convolutions and linear layers that read these channels and nothing
-            else.
-        norms: names of the normalisations (BatchNorm) that serve the sum's channels alone.
+        readers: of these channels, as in `Channels`.
+        norms: of the sum's channels, as in `Channels`.
     """
 
     name: str
-    readers: tuple[str, ...] = ()
-    norms: tuple[str, ...] = ()
+    readers: tuple[Reader, ...] = ()
+    norms: tuple[Reader, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("readers", "norms"):  # lists have no hash
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _make_tuples(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +44,30 @@ class Channels:
 
     Args:
         readers: names of the convolutions and linear layers that read these channels and nothing
-            else. A linear layer behind a flatten reads each channel's pixels side by side.
-        norms: names of the normalisations (BatchNorm) that serve these channels alone.
+            else, or the `Part` of theirs that does. A linear layer behind a flatten reads each
+            channel's pixels side by side.
+        norms: names of the layers that serve these channels one by one, or the `Part` of theirs
+            that does: BatchNorm, depthwise convolutions, and those whose output the channels are
+            multiplied with, as in squeeze-and-excitation. A channel's share of them goes with it.
         stream: the residual stream that they are added to, if any; it has its readers.
     """
 
-    readers: tuple[str, ...] = ()
-    norms: tuple[str, ...] = ()
+    readers: tuple[Reader, ...] = ()
+    norms: tuple[Reader, ...] = ()
     stream: Stream | None = None
+
+    def __post_init__(self) -> None:
+        _make_tuples(self)
+
+
+def _make_tuples(leads: Channels | Stream) -> None:
+    for name in ("readers", "norms"):  # lists have no hash
+        object.__setattr__(leads, name, tuple(getattr(leads, name)))
 
 
 @runtime_checkable
 class ChannelMap(Protocol):
-    """A network whose filters can be pruned: it says where each prunable convolution leads.
+    """A network that says where each prunable convolution leads; others are traced.
 
     A convolution that is missing from the mapping keeps its filters; a criterion must not score
     them. As channels are not only silenced but taken out (`prunerob.networks.narrow`), `forward`
@@ -68,37 +83,108 @@ class ChannelMap(Protocol):
 
 
 def channels_of(network: nn.Module) -> Mapping[str, Channels]:
-    """Where a network's channels lead.
+    """Where a network's channels lead: as it says, or else as its operations do.
+
+    Args:
+        network: any; a `ChannelMap` is taken at its word, as far as sizes fit.
+
+    Returns:
+        by the name of each convolution whose filters may go.
 
     Raises:
-        UserError: it does not say, or says what cannot be.
+        UserError: it says what cannot be, or none of its filters may go.
     """
-    if not isinstance(network, ChannelMap):
+    kind = type(network).__name__
+    if isinstance(network, ChannelMap):
+        channels = network.channels()
+        _check(network, channels)
+        return channels
+    traced = trace(network)
+    if not traced.spaces:
+        name, why = next(iter(traced.whole.items()), ("", "it has no convolutions"))
+        if name:
+            why = f"those of {name} stay because of {why}"
         raise UserError(
-            f"pruning.criterion: {type(network).__name__} does not say where its channels lead, so "
-            "its filters cannot be pruned; give it a channels() method as MnistCNN has"
+            f"pruning.criterion: the filters of {kind} cannot be pruned: {why}; give it a "
+            "channels() method as MnistCNN has, or prune weights"
         )
-    channels = network.channels()
+    return _as_channels(traced.spaces)
+
+
+def known_channels(network: nn.Module) -> Mapping[str, Channels]:
+    """The same; of a network about which nothing is known, nothing."""
+    try:
+        return channels_of(network)
+    except UserError:
+        if isinstance(network, ChannelMap):
+            raise
+        return {}
+
+
+def part_of(reader: Reader, channels: int) -> Part:
+    """The part of a layer that has to do with some channels: all of it, where a name alone says so.
+
+    Args:
+        reader: the layer.
+        channels: their number.
+    """
+    return Part(layer=reader, first=0, of=channels) if isinstance(reader, str) else reader
+
+
+def _as_channels(spaces: Sequence[Space]) -> dict[str, Channels]:
+    """Spaces of channels by the names of those that write to them, first ones first."""
+    channels = {}
+    for space in spaces:
+        first = space.writers[0].name
+        stream = None
+        if len(space.writers) > 1:
+            readers, norms = _names(space.readers, space.size), _names(space.norms, space.size)
+            stream = Stream(name=f"of {first}", readers=readers, norms=norms)
+        for writer in space.writers:
+            readers, norms = _names(writer.readers, space.size), _names(writer.norms, space.size)
+            channels[writer.name] = Channels(readers=readers, norms=norms, stream=stream)
+    return channels
+
+
+def _names(parts: Sequence[Part], size: int) -> tuple[Reader, ...]:
+    """Layers' names where all that they read or serve is meant."""
+    return tuple(part.layer if part.of == size else part for part in parts)
+
+
+def _check(network: nn.Module, channels: Mapping[str, Channels]) -> None:
+    """See that a network's own map fits its layers.
+
+    Raises:
+        UserError: it does not.
+    """
+    kind = f"{type(network).__name__}.channels()"
     modules = dict(network.named_modules())
     for name, leads in channels.items():
         filters = _size(network, modules, name, 0)
         ends: list[Channels | Stream] = [leads, leads.stream] if leads.stream else [leads]
         for served in ends:
             for reader in served.readers:
-                if getattr(modules.get(reader), "groups", 1) == 1:
-                    read = _size(network, modules, reader, 1)
-                    if read % filters:
+                part = part_of(reader, filters)
+                if getattr(modules.get(part.layer), "groups", 1) == 1:
+                    read = _size(network, modules, part.layer, 1)
+                    if read % part.of or part.first + filters > part.of:
                         raise UserError(
-                            f"{type(network).__name__}.channels(): {reader} reads {read} channels, "
-                            f"which cannot be the {filters} of {name}"
+                            f"{kind}: {part.layer} reads {read} channels, which cannot be the "
+                            f"{_told(part, filters)} of {name}"
                         )
             for norm in served.norms:
-                if (served_by_it := _width(network, modules, norm)) != filters:
+                part = part_of(norm, filters)
+                width = _width(network, modules, part.layer)
+                if width != part.of or part.first + filters > width:
                     raise UserError(
-                        f"{type(network).__name__}.channels(): {norm} is of {served_by_it} "
-                        f"channels, {name} of {filters}"
+                        f"{kind}: {part.layer} is of {width} channels, {name} of "
+                        f"{_told(part, filters)}"
                     )
-    return channels
+
+
+def _told(part: Part, filters: int) -> str:
+    """The channels that are meant."""
+    return str(filters) if part.of == filters else f"{filters} from {part.first} on, of {part.of}"
 
 
 def _size(network: nn.Module, modules: Mapping[str, nn.Module], name: str, dim: int) -> int:

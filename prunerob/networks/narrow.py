@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunerob.networks.channels import ChannelMap, Channels, writers
+from prunerob.networks.channels import Channels, Reader, known_channels, part_of, writers
+from prunerob.networks.layers import set_sizes
 from prunerob.networks.modes import evaluating
 from prunerob.networks.rewrite import layout_of
 
@@ -97,7 +98,7 @@ class Narrowing:
                 if isinstance(tensor, nn.Parameter):
                     part = nn.Parameter(part, requires_grad=tensor.requires_grad)
                 setattr(module, attribute, part)
-                _set_sizes(module)
+                set_sizes(module)
         return narrow.to(memory_format=layout_of(network))
 
 
@@ -215,18 +216,19 @@ def find_narrowing(network: nn.Module, alive: Mapping[str, Tensor] | None = None
     """Find the channels that nothing reads: taking them out changes no output.
 
     Args:
-        network: one that says where its channels lead (`ChannelMap`); others keep everything.
+        network: any; one that does not say where its channels lead, and cannot be traced, keeps
+            everything.
         alive: bool, in each parameter's shape, by its name: where it may be other than 0, such as
             masks; by default where it is.
 
     Returns:
         what stays: of each convolution one channel at least.
     """
-    if not isinstance(network, ChannelMap):
+    channels = known_channels(network)
+    if not channels:
         return Narrowing({})
     if alive is None:
         alive = {name: parameter != 0 for name, parameter in network.named_parameters()}
-    channels = network.channels()
     groups = _groups(channels)
     # What only unread channels read is unread, too: begin with nothing read, go from the last layer
     # back, and again while more is found, since a residual stream is read by what writes to it.
@@ -243,26 +245,39 @@ def find_narrowing(network: nn.Module, alive: Mapping[str, Tensor] | None = None
             read |= dict.fromkeys(group.writers, marks)
             marked += int(marks.sum())
 
-    kept: dict[str, Positions] = {}
+    stay: dict[tuple[str, int], Tensor] = {}
     for group in groups:
         stays = read[group.writers[0]].clone()
         stays[0] |= ~stays.any()
         if stays.all():
             continue
-        rows = stays.nonzero().squeeze(1)
+        size = len(stays)
         for owner in (*group.writers, *group.norms):
-            module = network.get_submodule(owner)
-            for part, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            part = part_of(owner, size)
+            module = network.get_submodule(part.layer)
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
                 if tensor.dim() > 0:
-                    full = f"{owner}.{part}"
-                    kept[full] = (rows, kept.get(full, (None, None))[1])
+                    rows = _all(stay, f"{part.layer}.{name}", 0, tensor)
+                    rows[part.first : part.first + size] = stays
         for reader in group.readers:
-            full = f"{reader}.weight"
+            part = part_of(reader, size)
+            name = f"{part.layer}.weight"
+            columns = _all(stay, name, 1, network.get_parameter(name))
             # A linear layer behind a flatten reads a channel's pixels side by side.
-            pixels = network.get_parameter(full).shape[1] // len(stays)
-            columns = stays.repeat_interleave(pixels).nonzero().squeeze(1)
-            kept[full] = (kept.get(full, (None, None))[0], columns)
+            columns.view(part.of, -1)[part.first : part.first + size] = stays[:, None]
+    kept: dict[str, Positions] = {}
+    for name in dict.fromkeys(name for name, _ in stay):
+        kept[name] = (_positions(stay.get((name, 0))), _positions(stay.get((name, 1))))
     return Narrowing(kept)
+
+
+def _all(stay: dict[tuple[str, int], Tensor], name: str, dim: int, tensor: Tensor) -> Tensor:
+    """What stays of a tensor along a dimension, to be changed: at first all; bool, (length,)."""
+    return stay.setdefault((name, dim), torch.ones(tensor.shape[dim], dtype=torch.bool))
+
+
+def _positions(stays: Tensor | None) -> Tensor | None:
+    return None if stays is None else stays.nonzero().squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -270,8 +285,8 @@ class _Group:
     """Convolutions whose output channels are the same channels, and who has to do with them."""
 
     writers: tuple[str, ...]
-    readers: tuple[str, ...]
-    norms: tuple[str, ...]
+    readers: tuple[Reader, ...]
+    norms: tuple[Reader, ...]
 
 
 def _groups(channels: Mapping[str, Channels]) -> list[_Group]:
@@ -308,28 +323,19 @@ def _read_of(
 
 def _read_by(
     network: nn.Module,
-    reader: str,
+    reader: Reader,
     channels: int,
     alive: Mapping[str, Tensor],
     read: Mapping[str, Tensor],
 ) -> Tensor:
     """Which channels a layer reads, as far as its own outputs are read; bool, (channels,)."""
-    weight = alive.get(f"{reader}.weight")
+    part = part_of(reader, channels)
+    weight = alive.get(f"{part.layer}.weight")
     # Grouped convolutions need their channels in groups of one size: none is taken out.
-    if weight is None or getattr(network.get_submodule(reader), "groups", 1) != 1:
+    if weight is None or getattr(network.get_submodule(part.layer), "groups", 1) != 1:
         return torch.ones(channels, dtype=torch.bool)
     weight = weight.cpu()
-    if reader in read:
-        weight = weight[read[reader]]
-    return weight.transpose(0, 1).reshape(channels, -1).any(1)
-
-
-def _set_sizes(module: nn.Module) -> None:
-    """Tell a layer the sizes of its new tensors."""
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        module.out_channels = module.weight.shape[0]
-        module.in_channels = module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        module.num_features = len(module.running_mean if module.weight is None else module.weight)
+    if part.layer in read:
+        weight = weight[read[part.layer]]
+    each = weight.any(0).reshape(part.of, -1)
+    return each[part.first : part.first + channels].any(1)

@@ -55,7 +55,7 @@ def filter_l1(network: nn.Module, seed: int) -> Scores:
     Wang et al. (2018).
 
     Args:
-        network: one that says where its channels lead (`ChannelMap`).
+        network: any whose channels are known; see `prunerob.networks.channels`.
         seed: not used.
 
     Returns:
@@ -84,7 +84,7 @@ def random_filters(network: nn.Module, seed: int) -> Scores:
     several random scores is seldom among the lowest.
 
     Args:
-        network: one that says where its channels lead (`ChannelMap`).
+        network: any whose channels are known; see `prunerob.networks.channels`.
         seed: the run's seed; the scores are a function of it.
 
     Returns:

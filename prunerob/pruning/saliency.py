@@ -71,7 +71,7 @@ class FilterTaylor:
         """Score.
 
         Args:
-            network: one that says where its channels lead (`ChannelMap`); left as it was found.
+            network: any whose channels are known (`channels_of`); left as it was found.
             seed: not used; the batches have it.
             batches: training batches, clean and adversarial.
 

@@ -48,7 +48,7 @@ def filters_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Weights of the convolutions whose filters may go, by name: one filter in each row.
 
     Raises:
-        UserError: the network does not say where its channels lead.
+        UserError: it is not known where the network's channels lead.
     """
     for name in channels_of(network):
         yield f"{name}.weight", network.get_submodule(name).get_parameter("weight")
