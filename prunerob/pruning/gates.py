@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from prunerob.networks.channels import channels_of
+from prunerob.networks.channels import Reader, channels_of
+from prunerob.networks.parts import Part
 from prunerob.pruning.masks import Masks
 from prunerob.pruning.scores import Unit, filters_of, weights_of
 
@@ -39,13 +40,13 @@ class Gated:
         self.weights = {n: weight.detach() for n, weight in of_all if n in names}
         """The weights, as they are, that have gates."""
         self.unit = unit
-        self._places: dict[str, list[tuple[str, int]]] = {}
+        self._places: dict[str, list[tuple[str, int, Part | None]]] = {}
         if unit == "weights":
-            self._places = {name: [(name, -1)] for name in self.weights}
+            self._places = {name: [(name, -1, None)] for name in self.weights}
         else:
             for name in self.weights:
-                for parameter, dim in _places(network, name.removesuffix(".weight")):
-                    self._places.setdefault(parameter, []).append((name, dim))
+                for parameter, dim, part in _places(network, name.removesuffix(".weight")):
+                    self._places.setdefault(parameter, []).append((name, dim, part))
         self._values = {n: network.get_parameter(n).detach().clone() for n in self._places}
 
     def gates(self, masks: Masks) -> dict[str, Tensor]:
@@ -82,8 +83,11 @@ class Gated:
         parameters = {}
         for name, places in self._places.items():
             value = self._values[name]
-            for scored, dim in places:
+            for scored, dim, part in places:
                 gate = gates[scored]
+                if part is not None:  # channels of others stand beside these
+                    behind = part.of - part.first - len(gate)
+                    gate = F.pad(gate, (part.first, behind), value=1.0)
                 if dim >= 0:
                     # A linear layer behind a flatten reads a channel's pixels side by side.
                     gate = gate.repeat_interleave(value.shape[dim] // len(gate))
@@ -93,15 +97,25 @@ class Gated:
         return parameters
 
 
-def _places(network: nn.Module, name: str) -> list[tuple[str, int]]:
-    """Where a convolution's gates sit: parameters, and the dimension that goes by its channels."""
+def _places(network: nn.Module, name: str) -> list[tuple[str, int, Part | None]]:
+    """Where a convolution's gates sit.
+
+    Returns:
+        parameters, the dimension that goes by its channels, and which of those, if not all.
+    """
     leads = channels_of(network)[name]
-    groups = [getattr(network.get_submodule(reader), "groups", 1) for reader in leads.readers]
-    if leads.readers and leads.stream is None and set(groups) == {1}:
-        return [(f"{reader}.weight", 1) for reader in leads.readers]
-    own = [(owner, network.get_submodule(owner)) for owner in (name, *leads.norms)]
+    readers = [_place(reader) for reader in leads.readers]
+    groups = {getattr(network.get_submodule(layer), "groups", 1) for layer, _ in readers}
+    if readers and leads.stream is None and groups == {1}:
+        return [(f"{layer}.weight", 1, part) for layer, part in readers]
+    own = [(name, None), *(_place(norm) for norm in leads.norms)]
     return [
-        (f"{owner}.{parameter}", 0)
-        for owner, module in own
-        for parameter, _ in module.named_parameters(recurse=False)
+        (f"{layer}.{parameter}", 0, part)
+        for layer, part in own
+        for parameter, _ in network.get_submodule(layer).named_parameters(recurse=False)
     ]
+
+
+def _place(reader: Reader) -> tuple[str, Part | None]:
+    """A layer's name, and the part of it that is meant, if not all."""
+    return (reader, None) if isinstance(reader, str) else (reader.layer, reader)
