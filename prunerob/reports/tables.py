@@ -81,20 +81,36 @@ def accuracy_note(results: Results) -> str:
     """What is to be known about the accuracies: images, seeds, intervals, selection."""
     first = results.all[0]
     images = len(first.robustness.index)
-    low, high = wilson_interval(images // 2, images)
     boxes = {
         int(result.robustness.attacked(names[0]).sum())
         for result in results.all
         if (names := result.columns().get("black box"))
     }
+    samples = {
+        (column, int(result.robustness.attacked(names[0]).sum()))
+        for result in results.all
+        for column, names in result.columns().items()
+        if any(n in result.suite.attacks and result.suite.attacks[n].sample for n in names)
+    }
+    samples_note = "".join(
+        f" {column} is tried on {tried:,} of them, ± {_widest(tried):.1f}."
+        for column, tried in sorted(samples)
+        if tried < images
+    )
     boxes_note = f" (black box: over seeds and substitutes, {_list(boxes)} images)" if boxes else ""
     held_out = {r.config["data"]["init_args"].get("validation_size") for r in results.all}
     return (
         f"Accuracy in percent on {images:,} test images, mean ± standard deviation over seeds"
         f"{boxes_note}. The 95 % interval of one accuracy on as many images is at most ± "
-        f"{50 * (high - low):.1f}. Last epoch: no checkpoint was chosen; {_list(held_out)} "
+        f"{_widest(images):.1f}.{samples_note} Last epoch: no checkpoint was chosen; {_list(held_out)} "
         "training images are held out for validation."
     )
+
+
+def _widest(images: int) -> float:
+    """Half of the widest interval of an accuracy on so many images, in percentage points."""
+    low, high = wilson_interval(images // 2, images)
+    return 50 * (high - low)
 
 
 def _list(numbers: set[int]) -> str:
