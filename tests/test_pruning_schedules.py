@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch_lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from prunerob.cli import main
 from prunerob.errors import UserError
-from prunerob.pruning import Gradual, OneShot, Pruning
+from prunerob.pruning import Gradual, Iterative, OneShot, Pruning
 from prunerob.pruning.cut import Cut
 from tests.conftest import (
     FILTERS,
@@ -53,7 +56,22 @@ def test_gradual_grows_from_its_initial_share_to_the_amount(
         assert values == sorted(values) or max(values) - min(values) < 1e-12
         assert min(shares) == 0
         assert shares[max(shares)] == amount
-        assert max(shares) == schedule.lasts * steps
+        assert max(shares) == schedule.lasts(amount) * steps
+
+
+def test_iterative_takes_a_fifth_of_what_is_left_each_round() -> None:
+    schedule = Iterative(epochs=3)
+    assert dict(schedule.shares(0.5, 10)) == pytest.approx(
+        {0: 0.2, 30: 0.36, 60: 0.488, 90: 0.5}, abs=1e-12
+    )
+    assert schedule.shares(0.5, 10)[90] == 0.5, "exactly"
+    assert schedule.lasts(0.5) == 9
+    assert dict(schedule.shares(0.36, 10)) == pytest.approx({0: 0.2, 30: 0.36}), "two, not three"
+    assert schedule.rounds(0.1) == schedule.rounds(0.2) == 1
+    with pytest.raises(UserError, match=r"epoch 2, which is not before pruning\.epoch 2"):
+        Pruning(epoch=2, schedule=Iterative(epochs=1, rewind="weights", to=2))
+    with pytest.raises(ValueError, match="share of Iterative: 1"):
+        Iterative(epochs=1, share=1.0)
 
 
 def test_a_cut_on_its_way_has_a_part_of_each_layer_s_amount() -> None:
@@ -137,3 +155,69 @@ def test_filters_go_gradually() -> None:
     report = json.loads((Path(run) / "pruning.json").read_text())
     assert report["shares"]["weights"] >= 0.6
     assert report["schedule"].endswith("Gradual(epochs=2, every='epoch', initial=0.3)")
+
+
+class Noting(Callback):
+    """Notes weights, and the optimizer's state and rate, before the first step of each epoch."""
+
+    seen: ClassVar[dict[int, tuple[dict[str, Tensor], bool, float]]] = {}
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 0:
+            state = {n: v.clone() for n, v in pl_module.network.state_dict().items()}
+            (optimizer,) = trainer.optimizers
+            rate = optimizer.param_groups[0]["lr"]
+            self.seen[trainer.current_epoch] = (state, bool(optimizer.state), rate)
+
+
+ITERATIVE = [
+    *("fit", "--config", TINY, "--trainer.max_epochs", "6", "--pruning.amount", "0.36"),
+    *("--pruning.schedule", "prunerob.pruning.Iterative", "--pruning.schedule.epochs", "2"),
+]
+
+
+@pytest.mark.parametrize("rewind", ["weights", "learning_rate", "null"])
+def test_iterative_rounds_rewind_and_resume(
+    rewind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two rounds of two epochs, from epochs 2 and 4 on; interrupted in the second."""
+    fit = [*ITERATIVE, "--pruning.schedule.rewind", rewind]
+    original = __import__("prunerob.commands.lightning", fromlist=["Progress"]).Progress
+    Noting.seen.clear()
+    monkeypatch.setattr("prunerob.commands.lightning.Progress", Noting)
+    main(fit)
+    whole = newest_run()
+    seen = dict(Noting.seen)
+    held = masks(whole)
+    total = sum(mask.numel() for mask in held.values())
+    assert sum(int((~mask).sum()) for mask in held.values()) == round(0.36 * total)
+    state, has_momentum, rate = seen[4]
+    if rewind == "null":
+        assert (has_momentum, rate) == (True, 0.0025), "halved after each of two epochs"
+    else:
+        assert (has_momentum, rate) == (False, 0.01) == seen[2][1:]
+        assert seen[5][2] == 0.005
+    for name, value in state.items():
+        early = seen[1][0][name]
+        early = torch.where(held[name], early, torch.zeros(())) if name in held else early
+        assert torch.equal(value, early) == (rewind == "weights"), name
+
+    monkeypatch.setattr("prunerob.commands.lightning.Progress", partial(Interrupt, 5))
+    with pytest.raises(SystemExit):
+        main(fit)
+    monkeypatch.setattr("prunerob.commands.lightning.Progress", original)
+    run = newest_run()
+    main(["fit", "--ckpt_path", str(run)])
+    assert_equal(weights(run), weights(whole))
+    assert_equal(masks(run), masks(whole))
+    branch = ["--ckpt_path", str(whole / "checkpoints" / "before_pruning.ckpt")]
+    main([*fit, *branch])
+    assert_equal(weights(newest_run()), weights(whole))
+    other = ["--pruning.schedule.rewind", "weights"]
+    if rewind == "null":
+        told = refused(capsys, *fit, *branch, *other)
+        assert "rewinds to the weights of epoch 1, which the checkpoint does not hold" in told
+        told = refused(capsys, *fit, *other, "--trainer.max_epochs", "7")
+        assert "makes 2 rounds of 2 epochs from epoch 2 on; set it to 6" in told

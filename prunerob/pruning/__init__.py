@@ -11,7 +11,7 @@ from prunerob.pruning.learned_rates import FilterHarp, Harp
 from prunerob.pruning.learned_scores import FilterHydra, Hydra
 from prunerob.pruning.magnitude import lamp
 from prunerob.pruning.saliency import FilterTaylor, Taylor
-from prunerob.pruning.schedules import Gradual, OneShot, PruningSchedule
+from prunerob.pruning.schedules import Gradual, Iterative, OneShot, PruningSchedule
 
 __all__ = [
     "FilterHarp",
@@ -20,6 +20,7 @@ __all__ = [
     "Gradual",
     "Harp",
     "Hydra",
+    "Iterative",
     "OneShot",
     "Pruning",
     "PruningSchedule",

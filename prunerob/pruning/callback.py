@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
 from torch.optim import Optimizer
 
 from prunerob.errors import UserError
@@ -24,7 +24,7 @@ from prunerob.pruning.hold import Hold, check_held
 from prunerob.pruning.masks import Masks, Reading, Residual, apply_masks, emptied_layers, to_device
 from prunerob.pruning.narrow_training import NarrowTraining, check_narrow
 from prunerob.pruning.record import PruningRecord
-from prunerob.pruning.schedules import OneShot, PruningSchedule
+from prunerob.pruning.schedules import OneShot, PruningSchedule, Timetable
 from prunerob.pruning.scores import Criterion, name_of, scores_filters
 from prunerob.runs.folder import has_finished, run_folder, write_whole
 from prunerob.runs.ranks import broadcast_object, check_agreement, rewrap_ddp
@@ -36,7 +36,7 @@ from prunerob.training.tensorboard import log_shares, log_weight_histograms
 
 
 class Pruning(Callback):
-    """Prunes from the start of an epoch on, in one shot or gradually, and holds the masks.
+    """Prunes from the start of an epoch on, at once or bit by bit, and holds the masks.
 
     From the prune epoch on, fine-tuning begins: with a new optimizer and schedule, and with every
     pruned parameter exactly 0 outside the optimizer's step.
@@ -44,7 +44,8 @@ class Pruning(Callback):
     Args:
         epoch: the epoch that begins with pruning: the number of epochs of training before it.
             null never prunes, 0 prunes the untrained network.
-        schedule: when how much goes from there on: `prunerob.pruning.OneShot`, or `Gradual`.
+        schedule: when how much goes from there on: `prunerob.pruning.OneShot`, `Gradual` or
+            `Iterative`.
         amount: share to prune, in [0, 1); 0 fine-tunes with empty masks, the control for longer
             training.
         criterion: of `prunerob.pruning`: for weights `weight_magnitude`, `lamp`, `Taylor`, `Hydra`
@@ -73,7 +74,7 @@ class Pruning(Callback):
         masks_from: a pruned run, or a checkpoint of one, whose masks to take instead of making
             new ones. With epoch 0 they are held on fresh weights from the start: the pruned
             network trained from scratch, the baseline for pruning a trained one. They are taken in
-            one shot, whatever the schedule.
+            one shot, as are empty masks, whatever the schedule.
         seed: of random criteria; set from `seed_everything`.
     """
 
@@ -96,9 +97,9 @@ class Pruning(Callback):
     ) -> None:
         if epoch is not None and epoch < 0:
             raise UserError(f"pruning.epoch: {epoch} is below 0")
-        schedule.check(amount)
+        schedule.check(epoch, amount)
         self.epoch = epoch
-        self.schedule = OneShot() if masks_from else schedule
+        self.schedule = schedule if amount and not masks_from else OneShot()
         self.cut = Cut(
             amount=amount,
             criterion=criterion,
@@ -120,8 +121,9 @@ class Pruning(Callback):
         self._narrow_training: NarrowTraining | None = None
         self._saved_settings: dict[str, Any] | None = None
         self._epochs_done = 0
-        self._epoch_steps = 0
-        self._shares: Mapping[int, float] = {}
+        self._timetable: Timetable | None = None
+        self._early: dict[str, Tensor] | None = None
+        """The network's state in the epoch that the schedule rewinds to."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -137,8 +139,9 @@ class Pruning(Callback):
         self._end_narrow_training()
         module = cast(Classifier, pl_module)
         module.prune_epoch = self.epoch
-        module.pruning_epochs = self.schedule.lasts
-        check_trainer(trainer, self.epoch, self.schedule)
+        module.pruning_epochs = self.schedule.lasts(self.cut.amount)
+        module.round_epochs = self.schedule.round_epochs
+        check_trainer(trainer, self.epoch, self.schedule, self.cut.amount)
         if self.epoch is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         scores = self.cut.check(module.network)
@@ -146,7 +149,7 @@ class Pruning(Callback):
             if not scores_filters(scores):
                 name = self.settings["criterion"]
                 raise UserError(f"pruning.narrow: is about filters, but {name} scores weights")
-            if self.schedule.lasts:
+            if module.pruning_epochs:
                 raise UserError(
                     "pruning.narrow: takes channels out once, but pruning.schedule prunes again "
                     "and again; set it to false (attacks do without them either way)"
@@ -157,6 +160,12 @@ class Pruning(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a checkpoint with masks was loaded: compare the settings and take the masks up."""
         if self.masks is None:
+            early = self.schedule.rewind_epoch
+            if early is not None and self._early is None and self._epochs_done > early:
+                raise UserError(
+                    f"pruning.schedule: rewinds to the weights of epoch {early}, which the "
+                    "checkpoint does not hold; train with this schedule from the start"
+                )
             if self.epoch is not None and self._epochs_done > self.epoch:
                 raise UserError(
                     f"pruning.epoch: {self.epoch} is behind the checkpoint, which has "
@@ -179,29 +188,28 @@ class Pruning(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay down at which steps how much is to be pruned."""
-        if self.epoch is not None:
-            batches = int(trainer.num_training_batches)
-            self._epoch_steps = math.ceil(batches / trainer.accumulate_grad_batches)
-            self._shares = self.schedule.shares(self.cut.amount, self._epoch_steps)
+        self._timetable = Timetable.of(self.schedule, trainer, self.epoch, self.cut.amount)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From the prune epoch on: prune what is due at its start."""
-        self._prune_what_is_due(trainer, cast(Classifier, pl_module), batch=0)
+        module = cast(Classifier, pl_module)
+        if trainer.current_epoch == self.schedule.rewind_epoch:
+            state = module.network.state_dict()
+            self._early = {name: value.cpu().clone() for name, value in state.items()}
+        self._prune_what_is_due(trainer, module, batch=0)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Within an epoch: prune what is due at an optimizer step."""
-        if batch_idx and not batch_idx % trainer.accumulate_grad_batches:
+        if batch_idx:
             self._prune_what_is_due(trainer, cast(Classifier, pl_module), batch=batch_idx)
 
     def _prune_what_is_due(self, trainer: Trainer, module: Classifier, *, batch: int) -> None:
-        if self.epoch is None or trainer.current_epoch < self.epoch:
-            return
-        step = (trainer.current_epoch - self.epoch) * self._epoch_steps
-        step += batch // trainer.accumulate_grad_batches
-        if (share := self._shares.get(step)) is not None:
-            self._prune(trainer, module, share, is_last=step == max(self._shares))
+        timetable = cast(Timetable, self._timetable)
+        share = timetable.due(trainer.current_epoch, batch)
+        if share is not None:
+            self._prune(trainer, module, share, is_last=share == timetable.last)
 
     def _prune(self, trainer: Trainer, module: Classifier, share: float, *, is_last: bool) -> None:
         """Decide and prune; the first time, begin fine-tuning."""
@@ -215,9 +223,11 @@ class Pruning(Callback):
         self.record.accuracies = accuracies
         if is_first and module.trainings[FINE_TUNING].objective.needs_teacher:
             module.teacher = Teacher(module.network)
+        if self._early is not None:
+            module.network.load_state_dict(self._early)
         apply_masks(module.network, self.masks)
         self._take_channels_out(module)
-        if is_first:
+        if is_first or self.schedule.round_epochs:
             module.phase_name = FINE_TUNING
             if self._narrow_training:
                 rewrap_ddp(trainer)
@@ -347,18 +357,17 @@ class Pruning(Callback):
         return STATE
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks and settings, in tensors and plain values."""
+        """Masks, settings and weights to rewind to, in tensors and plain values."""
+        early = {} if self._early is None else {"early": self._early}
         if self.masks is None or self.record is None:
-            return {}
-        return {
-            "masks": dict(self.masks),
-            "settings": self.settings,
-            **self.record.to_state(),
-        }
+            return early
+        made = {"masks": dict(self.masks), "settings": self.settings}
+        return {**early, **made, **self.record.to_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up masks from a checkpoint; `on_fit_start` compares the settings."""
-        if state_dict:
+        self._early = state_dict.get("early")
+        if "masks" in state_dict:
             self.masks = state_dict["masks"]
             self._saved_settings = state_dict["settings"]
             self.record = PruningRecord.from_state(state_dict)
@@ -387,6 +396,7 @@ class Pruning(Callback):
         if trainer.state.fn != TrainerFn.FITTING or not state:
             return
         self.load_state_dict(state)
-        self._take_channels_out(cast(Classifier, pl_module))
+        if self.masks is not None:
+            self._take_channels_out(cast(Classifier, pl_module))
         if self._narrow_training:
             self._narrow_training.load(checkpoint)

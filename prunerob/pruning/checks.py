@@ -11,13 +11,16 @@ from prunerob.errors import UserError
 from prunerob.pruning.schedules import PruningSchedule
 
 
-def check_trainer(trainer: Trainer, epoch: int | None, schedule: PruningSchedule) -> None:
+def check_trainer(
+    trainer: Trainer, epoch: int | None, schedule: PruningSchedule, amount: float
+) -> None:
     """Refuse settings of the Trainer with which nothing is pruned, or does not stay so.
 
     Args:
         trainer: of the run.
         epoch: the prune epoch; None without pruning.
         schedule: from there on.
+        amount: to prune in the end.
 
     Raises:
         UserError: there are such settings.
@@ -48,8 +51,15 @@ def check_trainer(trainer: Trainer, epoch: int | None, schedule: PruningSchedule
             "from 0); raise trainer.max_epochs, or set pruning.epoch to null to train without "
             "pruning"
         )
-    if epochs <= epoch + schedule.lasts:
+    lasts = schedule.lasts(amount)
+    if schedule.round_epochs and epochs != epoch + lasts + schedule.round_epochs:
         raise UserError(
-            f"pruning.schedule: takes {schedule.lasts} epochs from epoch {epoch} on, and at least "
-            f"one must follow, but trainer.max_epochs is {epochs}; raise it, or prune faster"
+            f"trainer.max_epochs: {epochs}, but pruning.schedule makes "
+            f"{lasts // schedule.round_epochs + 1} rounds of {schedule.round_epochs} epochs from "
+            f"epoch {epoch} on; set it to {epoch + lasts + schedule.round_epochs}"
+        )
+    if epochs <= epoch + lasts:
+        raise UserError(
+            f"pruning.schedule: takes {lasts} epochs from epoch {epoch} on, and at least one must "
+            f"follow, but trainer.max_epochs is {epochs}; raise it, or prune faster"
         )

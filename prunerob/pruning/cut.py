@@ -265,7 +265,7 @@ def _read_state(place: str) -> tuple[Path, dict[str, Any]]:
     file = find_weights(place).file
     callbacks = read_checkpoint(file).get("callbacks")
     state = callbacks.get(STATE) if isinstance(callbacks, dict) else None
-    if not state:
+    if not state or "masks" not in state:
         raise UserError(f"pruning.masks_from: {file} holds no masks: it is not of a pruned run")
     return file, state
 

@@ -102,8 +102,8 @@ def accuracy_note(results: Results) -> str:
     return (
         f"Accuracy in percent on {images:,} test images, mean ± standard deviation over seeds"
         f"{boxes_note}. The 95 % interval of one accuracy on as many images is at most ± "
-        f"{_widest(images):.1f}.{samples_note} Last epoch: no checkpoint was chosen; {_list(held_out)} "
-        "training images are held out for validation."
+        f"{_widest(images):.1f}.{samples_note} Last epoch: no checkpoint was chosen; "
+        f"{_list(held_out)} training images are held out for validation."
     )
 
 

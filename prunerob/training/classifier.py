@@ -131,6 +131,8 @@ class Classifier(LightningModule):
         """Epoch in which fine-tuning begins; set by the Pruning callback, None without pruning."""
         self.pruning_epochs = 0
         """Epochs of fine-tuning in which more is pruned still; set by the Pruning callback."""
+        self.round_epochs: int | None = None
+        """Epochs after which fine-tuning begins anew, if it does; set by the Pruning callback."""
         self.phase_name = TRAINING
         self.attacked = AttackedNetwork(network)
         """The network as attacks and evaluation see it."""
@@ -172,6 +174,7 @@ class Classifier(LightningModule):
             self.schedule,
             self.fine_tuning,
             prune_epoch=self.prune_epoch,
+            round_epochs=self.round_epochs,
             trainer=self.trainer,
             batches=len(self.datamodule.train_dataloader()),
         )

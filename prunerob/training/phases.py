@@ -136,6 +136,7 @@ def make_phases(
     fine_tuning: FineTuning,
     *,
     prune_epoch: int | None,
+    round_epochs: int | None = None,
     trainer: Trainer,
     batches: int,
 ) -> dict[str, Phase]:
@@ -146,6 +147,7 @@ def make_phases(
         schedule: of training.
         fine_tuning: what it has of its own.
         prune_epoch: in which fine-tuning begins; None for never.
+        round_epochs: after which it begins anew; None where it does not.
         trainer: says how many epochs there are; may limit and accumulate batches.
         batches: of an epoch.
     """
@@ -168,7 +170,7 @@ def make_phases(
         name=FINE_TUNING,
         optimizer=fine_tuning.optimizer or optimizer,
         schedule=fine_tuning.schedule or schedule,
-        steps=steps(epochs - prune_epoch),
+        steps=steps(round_epochs or epochs - prune_epoch),
         keys="model.fine_tuning",
     )
     return {TRAINING: training, FINE_TUNING: pruned}
