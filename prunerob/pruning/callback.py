@@ -207,16 +207,14 @@ class Pruning(Callback):
 
     def _prune_what_is_due(self, trainer: Trainer, module: Classifier, *, batch: int) -> None:
         timetable = cast(Timetable, self._timetable)
-        share = timetable.due(trainer.current_epoch, batch)
-        if share is not None:
+        if (share := timetable.due(trainer.current_epoch, batch)) is not None:
             self._prune(trainer, module, share, is_last=share == timetable.last)
 
     def _prune(self, trainer: Trainer, module: Classifier, share: float, *, is_last: bool) -> None:
         """Decide and prune; the first time, begin fine-tuning."""
         if is_first := self.record is None:
             log_weight_histograms(trainer, module.network, "1 before pruning")
-            # The dense network's last validation: as many images as at the end.
-            accuracies = {"before": module.measure(attack_all=True)}
+            accuracies = {"before": module.measure(attack_all=True)}  # as many as at the end
         else:
             accuracies = self.record.accuracies
         self.masks, self.record = self._decide(module, self.cut.at(share))

@@ -71,8 +71,7 @@ class Classifier(LightningModule):
         worst_case_attacks: attacks, by name, that count in the table's worst case alone: they go
             for the images that no other has got wrong, and stop on one where they succeed.
         scrutinized_images: number of test images, stratified by class, on which a test looks for
-            gradients that are 0 and tries PGD with five times the steps, and the restarts; 0 for
-            none.
+            what makes attacks too weak, and tries them with five times the work; 0 for none.
         schedule: how the learning rate runs over the training epochs.
         fine_tuning: optimizer and schedule from the prune epoch on.
         adversarial_training: what a training step adds to the clean images.
