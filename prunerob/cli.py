@@ -79,6 +79,8 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"prunerob {__version__}")
     else:
         try:
+            if any("\0" in arg for arg in args):
+                raise UserError("the command line holds a null character")
             if args[0] not in MODULES:
                 raise UserError(f"{args[0]}: no such command; there are {', '.join(MODULES)}")
             import_module(MODULES[args[0]]).run(args)

@@ -70,14 +70,16 @@ def test_the_same_weights_give_the_same_table_however_they_are_named(run: Path) 
 
 
 def test_bare_weights_bring_their_configuration_and_get_results_beside_them(
-    run: Path, tmp_path: Path
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The configuration is code, so a line names it."""
     zoo = tmp_path / "zoo"
     zoo.mkdir()
     shutil.copy(run / "weights.safetensors", zoo / "small.safetensors")
     shutil.copy(run / "config.yaml", zoo / "small.yaml")
     main(["test", "--ckpt_path", str(zoo / "small.safetensors")])
     assert (zoo / "small_robustness.json").is_file()
+    assert f"Using {zoo / 'small.yaml'}, which lies with small.safetensors" in caplog.text
 
 
 def test_untrained_weights_are_never_tested(capsys: pytest.CaptureFixture[str]) -> None:

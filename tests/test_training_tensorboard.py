@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import threading
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from prunerob.cli import main
+from prunerob.training.tensorboard import quiet_writers
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 
@@ -50,3 +55,31 @@ def test_a_run_and_its_test_show_what_a_reader_looks_for(
     )
     assert before.num == after.num
     assert after.sum_squares < before.sum_squares
+
+
+def test_the_thread_of_a_writer_that_fails_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next call gets what stopped it; other threads say what they always said."""
+    said: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", said.append)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write() -> None:
+        with SummaryWriter(str(tmp_path)) as writer:
+            writer.flush()
+            monkeypatch.setattr(RecordWriter, "write", full)
+            for i in range(50):
+                writer.add_scalar("a", i, i)
+                writer.flush()
+
+    with quiet_writers():
+        with pytest.raises(OSError, match="No space left on device"):
+            write()
+        assert not said
+        other = threading.Thread(target=full)
+        other.start()
+        other.join()
+    assert len(said) == 1

@@ -14,14 +14,16 @@ class Arguments(ArgumentParser):
     Args:
         command: the command's name.
         description: what it does.
+        has_help: it has --help.
     """
 
-    def __init__(self, command: str, description: str) -> None:
+    def __init__(self, command: str, description: str, *, has_help: bool = True) -> None:
         super().__init__(
             prog=f"prunerob {command}",
             description=description,
             formatter_class=RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            add_help=has_help,
         )
 
     def error(self, message: str) -> NoReturn:

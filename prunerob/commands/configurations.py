@@ -22,6 +22,9 @@ from prunerob.training.classifier import Classifier
 GROUPS = ("trainer", "data", "model", "model.adversarial_training", "model.fine_tuning", "pruning")
 """Keys that hold settings; jsonargparse takes any value for some of them."""
 
+COUNTS = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch")
+"""Keys of numbers that Lightning divides by."""
+
 
 def check_file(file: Path) -> None:
     """Look through a configuration before jsonargparse takes it apart.
@@ -62,11 +65,17 @@ def _check_group(value: object, group: str) -> None:
 def check_values(config: Namespace) -> None:
     """See that nothing is null that needs a value, for which jsonargparse takes null, and no NaN.
 
+    Nor may a number be 0 that Lightning divides by.
+
     Raises:
         UserError: something is.
     """
     if config.get("seed_everything") is None:
         raise UserError("seed_everything: is null; leave it out to take its default")
+    for key in COUNTS:
+        value = config.get(key)
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"{key}: {value} is below 1")
     for group, kind in (
         ("trainer", Trainer),
         ("data", None),

@@ -6,7 +6,6 @@ import logging
 import signal
 import sys
 import warnings
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
@@ -26,6 +25,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
 from prunerob.attacks import Attack
+from prunerob.commands.arguments import Arguments
 from prunerob.commands.configurations import check_file, check_groups, check_values
 from prunerob.commands.endings import told
 from prunerob.commands.mistakes import Parser, plain
@@ -76,7 +76,7 @@ def run(args: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", r".*recommended to use .*sync_dist=True")  # counts are of all
 
     command, *rest = args
-    known = ArgumentParser(add_help=False, allow_abbrev=False)
+    known = Arguments(command, "", has_help=False)
     known.add_argument("-c", "--config", action="append", default=[])
     known.add_argument("--ckpt_path")
     options, rest = known.parse_known_args(rest)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunerob.commands.arguments import Arguments
+from prunerob.errors import UserError
 
 DESCRIPTION = """\
 Make tables, figures and a page about finished and tested runs.
@@ -41,6 +42,9 @@ def run(args: Sequence[str]) -> None:
         "--partial", action="store_true", help="leave out runs that are not finished and tested"
     )
     options = parser.parse_args(list(args)[1:])
+
+    if "" in options.runs:  # as of a shell's variable that is not set
+        raise UserError("runs: an empty name is no folder")
 
     from rich.console import Console
 

@@ -35,8 +35,8 @@ def download(url: str) -> Path:
     """
     folder = Path(tempfile.mkdtemp(prefix="prunerob-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    target = folder / (PurePosixPath(urlsplit(url).path).name or "weights")
     try:
+        target = folder / (PurePosixPath(urlsplit(url).path).name or "weights")
         _fetch(url, target)
     except TimeoutError:
         raise UserError(f"ckpt_path: {url} cannot be fetched (no answer in time)") from None

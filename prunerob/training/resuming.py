@@ -83,9 +83,20 @@ def _check_parts(checkpoint: Mapping[str, object], file: Path) -> None:
         raise UserError(f"ckpt_path: {file} is damaged: it holds no state of the optimizer")
     if len(schedulers) > 1 or not all(isinstance(state, Mapping) for state in schedulers):
         raise UserError(f"ckpt_path: {file} is damaged: its lr_schedulers are {schedulers!r:.40}")
+    steps = checkpoint.get("phase_steps", 1)
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"ckpt_path: {file} is damaged: its phase_steps are {steps!r:.40}")
+    done = checkpoint["loops"]
+    for key in ("fit_loop", "epoch_progress", "current", "processed"):
+        done = done.get(key) if isinstance(done, Mapping) else None
+    if done != int(str(checkpoint["epoch"])) + 1:
+        raise UserError(
+            f"ckpt_path: {file} is damaged: its loops have done {done!r:.40} epochs, but it is of "
+            f"epoch {checkpoint['epoch']}"
+        )
     needed = ["Checkpoints", *(["Pruning"] if checkpoint.get("phase") == FINE_TUNING else [])]
     for name in needed:
-        if not isinstance(callbacks.get(name), Mapping):
+        if not (isinstance(callbacks.get(name), Mapping) and callbacks[name]):
             raise UserError(f"ckpt_path: {file} is damaged: it holds no state of {name}")
 
 
