@@ -24,7 +24,7 @@ def sigmoid(r: float) -> float:
 def test_the_share_and_the_loss_by_hand() -> None:
     """Two layers of 300 and 100 weights, of which a tenth is to stay: k_min is 0.01."""
     sizes = {"a": 300, "b": 100}
-    rates = Rates(sizes, kept=0.1, first={"a": 0.2, "b": 0.4})
+    rates = Rates(sizes, kept=0.1, first={"a": 0.2, "b": 0.4}, step=0.01)
     assert {n: k.item() for n, k in rates.shares().items()} == pytest.approx({"a": 0.2, "b": 0.4})
     assert rates.counts({"a": 300, "b": 8}) == {"a": 60, "b": 3}
     # Kept: 0.75 x 0.2 + 0.25 x 0.4 = 0.25.
@@ -32,31 +32,31 @@ def test_the_share_and_the_loss_by_hand() -> None:
 
     r = {name: float(value.detach()) for name, value in rates.values.items()}
     rates.teach({"a": torch.tensor(-3.0), "b": torch.tensor(2.0)}, epoch=4)
-    assert rates.gamma == pytest.approx(0.05)
+    assert rates.weight == pytest.approx(0.05)
     for name, by_share, part in (("a", -3.0, 0.75), ("b", 2.0, 0.25)):
         slope = 0.99 * sigmoid(r[name]) * (1 - sigmoid(r[name]))
         expected = slope * (by_share + 0.05 * part / 0.1)
         assert float(rates.values[name].grad) == pytest.approx(expected, rel=1e-5)
 
-    # Met: gamma stays, and there is no excess in the loss.
+    # Met: the weight stays, and there is no excess in the loss.
     with torch.no_grad():
         for value in rates.values.values():
             value.fill_(-8)
     rates.teach({"a": torch.tensor(1.0), "b": torch.tensor(0.0)}, epoch=7)
     assert float(rates.excess()) == 0
-    assert rates.gamma == pytest.approx(0.05)
+    assert rates.weight == pytest.approx(0.05)
     expected = 0.99 * sigmoid(-8) * (1 - sigmoid(-8))
     assert float(rates.values["a"].grad) == pytest.approx(expected, rel=1e-4)
     assert float(rates.values["b"].grad) == 0
     with torch.no_grad():
         rates.values["a"].fill_(2.0)
     rates.teach({"a": torch.tensor(0.0), "b": torch.tensor(0.0)}, epoch=9)
-    assert rates.gamma == pytest.approx(0.05), "from then on as it is"
+    assert rates.weight == pytest.approx(0.05), "from then on as it is"
     assert float(rates.values["a"].grad) > 0
 
 
 def test_a_layer_keeps_a_tenth_of_the_target_and_one_entry_at_least() -> None:
-    rates = Rates({"a": 1000}, kept=0.1, first={"a": 0.2})
+    rates = Rates({"a": 1000}, kept=0.1, first={"a": 0.2}, step=0.01)
     with torch.no_grad():
         rates.values["a"].fill_(-100)
     assert float(rates.shares()["a"]) == pytest.approx(0.01)

@@ -27,14 +27,17 @@ class Harp:
     As `prunerob.pruning.Hydra`, but a layer keeps the share k = k_min + (1 - k_min) sigmoid(r) of
     its weights, by the magnitude of their scores, with r learned along: the gradient by k is the
     sum of those by the layer's gates. k_min is a tenth of the share that is to stay. The loss is
-    the adversarial cross-entropy + gamma max(kept / to be kept - 1, 0), with gamma = 0.01 (epoch +
-    1) until no more is kept than should be, and from then on as it is.
+    the adversarial cross-entropy + gamma (epoch + 1) max(kept / to be kept - 1, 0), whose factor
+    grows until no more is kept than should be, and from then on stays as it is. The paper takes a
+    gamma of 0.01 and 20 epochs; fewer epochs need more of it.
 
     The scores that come out hold the rates: within a layer they order the weights, and between
     layers one threshold takes of each what it does not keep. So `pruning.budget` is to be global.
 
     Args:
-        start: share that layers keep at first, over the share that is to stay; above 1.
+        start: share that layers keep at first, over the share that is to stay; above 1. It is at
+            most half way between that share and all.
+        gamma: what the weight of keeping too much grows by in each epoch.
         shares: at first: the same for each layer, by "erk", or as "lamp" would prune it.
         epochs: passes over the training images; the paper takes 20 on CIFAR-10.
         lr: rate of SGD, which falls to 0 along a cosine.
@@ -45,6 +48,7 @@ class Harp:
     unit: ClassVar[Unit] = "weights"
 
     start: float = 2.0
+    gamma: float = 0.1
     shares: Literal["uniform", "erk", "lamp"] = "uniform"
     epochs: int = 5
     lr: float = 0.1
@@ -55,6 +59,8 @@ class Harp:
         check_learning(self.epochs, self.lr, type(self).__name__)
         if self.start <= 1:
             raise ValueError(f"start of {type(self).__name__}: {self.start} is not above 1")
+        if self.gamma <= 0:
+            raise ValueError(f"gamma of {type(self).__name__}: {self.gamma} is not above 0")
 
     def __call__(
         self,
@@ -81,8 +87,9 @@ class Harp:
         gated = Gated(network, self.unit, names)
         scores = initial_scores(gated)
         sizes = {name: weight.numel() for name, weight in gated.weights.items()}
-        first = self._first_shares(network, gated.weights, min(0.99, self.start * (1 - amount)))
-        rates = Rates(sizes, kept=1 - amount, first=first)
+        most = 1 - amount / 2
+        first = self._first_shares(network, gated.weights, min(most, self.start * (1 - amount)))
+        rates = Rates(sizes, kept=1 - amount, first=first, step=self.gamma)
 
         def gates() -> dict[str, Tensor]:
             counts = rates.counts({name: score.numel() for name, score in scores.items()})
@@ -102,7 +109,8 @@ class Harp:
         if (excess := float(rates.excess().detach())) > 0.05:
             rank_zero_warn(
                 f"{type(self).__name__}: the rates that it learned keep {1 + excess:.2f} times "
-                "what is to stay; every layer gives up as much more. More epochs would learn it"
+                "what is to stay; every layer gives up as much more. More epochs, or a larger "
+                "gamma, would learn it"
             )
         counts = rates.counts({name: score.numel() for name, score in scores.items()})
         return {name: relative_rank(score.abs(), counts[name]) for name, score in scores.items()}
@@ -127,7 +135,9 @@ class FilterHarp(Harp):
     A layer keeps its share of its filters, one at least; what is kept in all is counted in weights.
 
     Args:
-        start: share that layers keep at first, over the share that is to stay; above 1.
+        start: share that layers keep at first, over the share that is to stay; above 1. It is at
+            most half way between that share and all.
+        gamma: what the weight of keeping too much grows by in each epoch.
         shares: at first: the same for each layer, by "erk", or as "lamp" would prune it.
         epochs: passes over the training images.
         lr: rate of SGD, which falls to 0 along a cosine.
@@ -145,15 +155,17 @@ class Rates:
         sizes: number of weights of each layer, by parameter name.
         kept: share of all that is to stay, in (0, 1].
         first: share of each layer to begin with.
+        step: what the weight of keeping too much grows by in each epoch.
     """
 
     def __init__(
-        self, sizes: Mapping[str, int], *, kept: float, first: Mapping[str, float]
+        self, sizes: Mapping[str, int], *, kept: float, first: Mapping[str, float], step: float
     ) -> None:
         self.least = kept / 10
         """Share that every layer keeps at least, k_min."""
-        self.gamma = 0.0
-        """Weight of the excess in the loss, in the latest step."""
+        self.weight = 0.0
+        """Of the excess in the loss, in the latest step."""
+        self._step = step
         self._is_met = False
         self._kept = kept
         total = sum(sizes.values())
@@ -193,10 +205,10 @@ class Rates:
         excess = self.excess()
         self._is_met = self._is_met or float(excess.detach()) == 0
         if not self._is_met:
-            self.gamma = 0.01 * (epoch + 1)
+            self.weight = self._step * (epoch + 1)
         shares = self.shares()
         linear = torch.stack([shares[n] * g.detach().cpu() for n, g in gradients.items()]).sum()
-        loss = linear + self.gamma * excess
+        loss = linear + self.weight * excess
         for rate, gradient in zip(
             self.values.values(), torch.autograd.grad(loss, list(self.values.values())), strict=True
         ):
