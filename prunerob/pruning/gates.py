@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from prunerob.networks.channels import Reader, channels_of
+from prunerob.networks.channels import Channels, channels_of, part_of
 from prunerob.networks.parts import Part
 from prunerob.pruning.masks import Masks
 from prunerob.pruning.scores import Unit, filters_of, weights_of
@@ -40,13 +41,15 @@ class Gated:
         self.weights = {n: weight.detach() for n, weight in of_all if n in names}
         """The weights, as they are, that have gates."""
         self.unit = unit
-        self._places: dict[str, list[tuple[str, int, Part | None]]] = {}
+        self._places: dict[str, list[tuple[str, _Place | None]]] = {}
         if unit == "weights":
-            self._places = {name: [(name, -1, None)] for name in self.weights}
+            self._places = {name: [(name, None)] for name in self.weights}
         else:
-            for name in self.weights:
-                for parameter, dim, part in _places(network, name.removesuffix(".weight")):
-                    self._places.setdefault(parameter, []).append((name, dim, part))
+            channels = channels_of(network)
+            for name, weight in self.weights.items():
+                leads = channels[name.removesuffix(".weight")]
+                for place in _places(network, name.removesuffix(".weight"), leads, len(weight)):
+                    self._places.setdefault(place.parameter, []).append((name, place))
         self._values = {n: network.get_parameter(n).detach().clone() for n in self._places}
 
     def gates(self, masks: Masks) -> dict[str, Tensor]:
@@ -83,39 +86,43 @@ class Gated:
         parameters = {}
         for name, places in self._places.items():
             value = self._values[name]
-            for scored, dim, part in places:
-                gate = gates[scored]
-                if part is not None:  # channels of others stand beside these
-                    behind = part.of - part.first - len(gate)
-                    gate = F.pad(gate, (part.first, behind), value=1.0)
-                if dim >= 0:
-                    # A linear layer behind a flatten reads a channel's pixels side by side.
-                    gate = gate.repeat_interleave(value.shape[dim] // len(gate))
-                    gate = gate.view([-1 if d == dim else 1 for d in range(value.dim())])
-                value = value * gate
+            for scored, place in places:
+                value = value * (place.spread(gates[scored], value) if place else gates[scored])
             parameters[name] = value
         return parameters
 
 
-def _places(network: nn.Module, name: str) -> list[tuple[str, int, Part | None]]:
+@dataclass(frozen=True)
+class _Place:
     """Where a convolution's gates sit.
 
-    Returns:
-        parameters, the dimension that goes by its channels, and which of those, if not all.
+    Args:
+        parameter: its name.
+        dim: the dimension that goes by channels.
+        part: which of all channels there.
     """
-    leads = channels_of(network)[name]
-    readers = [_place(reader) for reader in leads.readers]
-    groups = {getattr(network.get_submodule(layer), "groups", 1) for layer, _ in readers}
-    if readers and leads.stream is None and groups == {1}:
-        return [(f"{layer}.weight", 1, part) for layer, part in readers]
-    own = [(name, None), *(_place(norm) for norm in leads.norms)]
+
+    parameter: str
+    dim: int
+    part: Part
+
+    def spread(self, gate: Tensor, value: Tensor) -> Tensor:
+        """Gates, float, (filters,), in a form to multiply the parameter with."""
+        behind = self.part.of - self.part.first - len(gate)
+        on = (gate.new_ones(self.part.first), gate, gate.new_ones(behind))
+        # A linear layer behind a flatten reads a channel's pixels side by side.
+        spread = torch.cat(on).repeat_interleave(value.shape[self.dim] // self.part.of)
+        return spread.view([-1 if d == self.dim else 1 for d in range(value.dim())])
+
+
+def _places(network: nn.Module, name: str, leads: Channels, filters: int) -> list[_Place]:
+    """Where the gates of a convolution sit, by where its channels lead."""
+    readers = [part_of(reader, filters) for reader in leads.readers]
+    groups = [getattr(network.get_submodule(part.layer), "groups", 1) for part in readers]
+    if readers and leads.stream is None and set(groups) == {1}:
+        return [_Place(f"{part.layer}.weight", 1, part) for part in readers]
     return [
-        (f"{layer}.{parameter}", 0, part)
-        for layer, part in own
-        for parameter, _ in network.get_submodule(layer).named_parameters(recurse=False)
+        _Place(f"{part.layer}.{parameter}", 0, part)
+        for part in (part_of(owner, filters) for owner in (name, *leads.norms))
+        for parameter, _ in network.get_submodule(part.layer).named_parameters(recurse=False)
     ]
-
-
-def _place(reader: Reader) -> tuple[str, Part | None]:
-    """A layer's name, and the part of it that is meant, if not all."""
-    return (reader, None) if isinstance(reader, str) else (reader.layer, reader)
