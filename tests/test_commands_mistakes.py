@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
+from torch import nn
 
+from prunerob.cli import main
+from prunerob.runs.configuration import instantiate
 from tests.conftest import TINY, refused
 
 
@@ -64,3 +68,38 @@ def test_settings_that_cannot_be_meant(
     args: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert told in refused(capsys, "fit", "--config", TINY, *args)
+
+
+def test_functions_of_others_make_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    """With settings as one would type them, `**kwargs` or not."""
+
+    def configured(*args: str) -> dict[str, object]:
+        with pytest.raises(SystemExit) as end:
+            main(["fit", "--config", TINY, *args, "--print_config"])
+        assert not end.value.code
+        network = yaml.safe_load(capsys.readouterr().out)["model"]["network"]
+        made = instantiate(network)
+        assert isinstance(made, nn.Module)
+        return {"classes": made.fc.out_features, **network}
+
+    network = configured(
+        *("--model.network", "torchvision.models.resnet18", "--model.network.num_classes", "12")
+    )
+    assert network["classes"] == 12
+    create = ["--model.network", "timm.create_model", "--model.network.model_name", "resnet18"]
+    network = configured(*create, "--model.network.num_classes", "12", "--model.network.in_chans=1")
+    assert network["classes"] == 12
+    assert network["dict_kwargs"] == {"num_classes": 12, "in_chans": 1}
+    # In a file, they go where they are recorded; what nothing takes is a mistake.
+    Path("own.yaml").write_text(
+        "model: {network: {class_path: timm.create_model, init_args: {model_name: resnet18, "
+        "num_classes: 12}}}"
+    )
+    told = refused(capsys, "fit", "--config", TINY, "--config", "own.yaml")
+    assert "'num_classes' is not accepted; what timm.create_model takes as **kwargs goes" in told
+    told = refused(capsys, "fit", "--config", TINY, *create, "--model.network.num_clases", "12")
+    assert "unexpected keyword argument 'num_clases'" in told
+    told = refused(capsys, "fit", "--config", TINY, "--model", "own.Classifier")
+    assert "model: holds the settings of prunerob's Classifier, no class of your own" in told
+    told = refused(capsys, "fit", "--config", TINY, "--model.network", "timm.create_model")
+    assert "model_name" in told

@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from prunerob.cli import main
+from prunerob.networks import MnistCNN
+from prunerob.runs.weights import load_weights
 from prunerob.statistics import wilson_interval
 from tests.conftest import TINY, refused
 
@@ -155,7 +158,7 @@ def test_foreign_and_damaged_files_are_named(
         "short.ckpt": "not a readable checkpoint",
         "text.ckpt": "was refused: it is damaged",
         "short.safetensors": "is damaged",
-        "tensor.ckpt": "not a checkpoint of prunerob",
+        "tensor.ckpt": "holds a Tensor, not a network's weights by name",
         "foreign.ckpt": "is for another network: conv1.bias is only in the network",
         "foreign.safetensors": "is for another network",
         "pickle.ckpt": "was refused",
@@ -188,3 +191,57 @@ def test_weights_that_are_not_finite_are_refused(
             told = refused(capsys, command, "--config", TINY, "--ckpt_path", name)
             assert f"{name} is no trained network: conv2.weight holds values that are not" in told
     assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_a_run_begins_with_weights_of_others(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = load_file(run / "weights.safetensors")
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({"epoch": 3, "model": prefixed(state, "module.")}, tmp_path / "parallel.pt")
+    metrics = {"metric.total": torch.zeros(())}
+    torch.save(
+        {"state_dict": {**prefixed(state, "model.module."), **metrics}}, tmp_path / "lightning.pt"
+    )
+    network = MnistCNN((8, 8, 8))
+    for name in ("plain.pth", "parallel.pt", "lightning.pt"):
+        for parameter in network.parameters():
+            torch.nn.init.zeros_(parameter)
+        load_weights(network, Path(name))
+        assert all(torch.equal(network.state_dict()[key], value) for key, value in state.items())
+
+    settings = ["--model.weights", "parallel.pt", "--model.optimizer.init_args.lr", "0"]
+    settings += ["--pruning.epoch", "null", "--trainer.max_epochs", "1"]
+    main(["fit", "--config", TINY, *settings, "--trainer.logger.init_args.version", "other"])
+    other = run.parent / "other"
+    assert yaml.safe_load((other / "config.yaml").read_text())["model"]["weights"] == "parallel.pt"
+    for key, value in load_file(other / "weights.safetensors").items():
+        assert torch.equal(value, state[key]), key
+
+    # A run that goes on has weights of its own.
+    (tmp_path / "parallel.pt").unlink()
+    (other / "summary.json").unlink()
+    main(["fit", "--ckpt_path", str(other)])
+    assert (other / "summary.json").is_file()
+    told = refused(capsys, "fit", "--config", TINY, *settings)
+    assert "parallel.pt" in told
+
+    main(["validate", "--config", TINY, "--model.weights", "plain.pth"])
+    torch.save({"state_dict": {"a": 1}, "b": 2}, tmp_path / "none.pt")
+    torch.save({"model": network}, tmp_path / "code.pt")
+    torch.save(prefixed(state, "module.") | {"module.more": torch.ones(2)}, tmp_path / "more.pth")
+    del state["conv1.bias"]
+    torch.save(state, tmp_path / "less.pth")
+    for name, message in {
+        "none.pt": "holds no weights, neither plainly nor under state_dict, model_state_dict",
+        "code.pt": "holds code, not weights alone; save a network's state_dict()",
+        "more.pth": "is for another network: more is only in the file",
+        "less.pth": "is for another network: conv1.bias is only in the network",
+    }.items():
+        told = refused(capsys, "fit", "--config", TINY, "--model.weights", name)
+        assert told.startswith(f"prunerob: error: model.weights: {name} ")
+        assert message in told
+
+
+def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": value for name, value in state.items()}

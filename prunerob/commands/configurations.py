@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from prunerob.data import ImageDataModule
 from prunerob.errors import UserError
@@ -83,6 +84,21 @@ def check_values(config: Namespace) -> None:
         ("pruning", Pruning),
     ):
         _check_values(config.get(group), kind, group)
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """See that a Trainer's strategy is one that prunerob works with.
+
+    Raises:
+        UserError: it is not.
+    """
+    strategy = trainer.strategy
+    several = isinstance(strategy, DDPStrategy) and strategy._start_method == "popen"
+    if not (several or isinstance(strategy, SingleDeviceStrategy)):
+        raise UserError(
+            f"trainer.strategy: {type(strategy).__name__} is not for prunerob; several devices "
+            "run with ddp"
+        )
 
 
 def _check_values(value: object, kind: object, key: str) -> None:

@@ -19,14 +19,13 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
 from prunerob.attacks import Attack
 from prunerob.commands.arguments import Arguments
-from prunerob.commands.configurations import check_file, check_groups, check_values
+from prunerob.commands.configurations import check_file, check_groups, check_strategy, check_values
 from prunerob.commands.endings import told
 from prunerob.commands.mistakes import Parser, plain
 from prunerob.data import Augmentation, ImageDataModule
@@ -79,6 +78,8 @@ def run(args: Sequence[str]) -> None:
     known = Arguments(command, "", has_help=False)
     known.add_argument("-c", "--config", action="append", default=[])
     known.add_argument("--ckpt_path")
+    if command != "fit":  # where weights to begin with are those that are meant
+        known.add_argument("--model.weights", dest="ckpt_path")
     options, rest = known.parse_known_args(rest)
     asks = {"-h", "--help", "--print_config"} & {word.split("=")[0] for word in rest}
     configs = list(options.config)
@@ -265,7 +266,9 @@ class CommandLine(LightningCLI):
         """Instantiate; a setting that a class refuses is the user's mistake, not a crash."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
+            if isinstance(error, TypeError) and "argument" not in str(error):
+                raise
             raise UserError(plain(str(error))) from error
         folder = self.trainer.log_dir if self.subcommand == "fit" else None
         is_trial = bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
@@ -280,13 +283,7 @@ class CommandLine(LightningCLI):
             raise UserError(
                 f"trainer.devices: start `prunerob {self.subcommand}` from a shell to use several"
             )
-        strategy = self.trainer.strategy
-        several = isinstance(strategy, DDPStrategy) and strategy._start_method == "popen"
-        if not (several or isinstance(strategy, SingleDeviceStrategy)):
-            raise UserError(
-                f"trainer.strategy: {type(strategy).__name__} is not for prunerob; several devices "
-                "run with ddp"
-            )
+        check_strategy(self.trainer)
 
     # The commands
 
@@ -300,6 +297,8 @@ class CommandLine(LightningCLI):
             ends = run is not None and not run.summary.is_file()
             check_training_state(model.network, file, self.trainer.max_epochs, ends=ends)
             ckpt_path = str(file)
+        elif model.weights is not None:
+            load_weights(model.network, Path(model.weights), key="model.weights")
         with told(self.trainer, model), restoring(ckpt_path):
             self.trainer.fit(model, datamodule, ckpt_path=ckpt_path, weights_only=True)
 

@@ -3,21 +3,70 @@
 from __future__ import annotations
 
 import re
-from typing import NoReturn
+from collections.abc import Sequence
+from inspect import Parameter, signature
+from typing import Any, NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 
 from prunerob.errors import UserError
+from prunerob.runs.configuration import find_object
+
+NOT_ACCEPTED = re.compile(r"([\w.]+): ([\w.]+): Option '(\w+)' is not accepted")
+"""A key, the class or function that it is set to, and a setting that its signature lacks."""
 
 
 class Parser(LightningArgumentParser):
     """Tells a mistake in one line."""
+
+    def parse_args(self, args: Sequence[str] | None = None, **settings: Any) -> Any:  # type: ignore[override]
+        """Parse; settings that a function takes as `**kwargs` alone may be typed like others."""
+        while True:
+            try:
+                return super().parse_args(args, **settings)
+            except UserError as error:
+                spelled = spelled_out(args or (), str(error))
+                if spelled is None:
+                    raise
+                args = spelled
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Refuse the command line, or tell a caller inside jsonargparse why it does not parse."""
         if not self.exit_on_error:
             super().error(message, ex)
         raise UserError(plain(message))
+
+
+def spelled_out(args: Sequence[str], message: str) -> list[str] | None:
+    """A command line that names a function's `**kwargs` as jsonargparse wants them: dict_kwargs.
+
+    `timm.create_model` is such a function: what it takes hangs on the model's name.
+
+    Args:
+        args: the command line.
+        message: why it does not parse.
+
+    Returns:
+        the command line with one setting more of them; None where that is not what is wrong.
+    """
+    refused = NOT_ACCEPTED.search(message)
+    if refused is None:
+        return None
+    key, path, name = refused.groups()
+    if not _takes_more(path):
+        return None
+    words = re.compile(rf"--{re.escape(key)}\.(init_args\.)?{name}(?==|$)")
+    spelled = [words.sub(f"--{key}.dict_kwargs.{name}", word, count=1) for word in args]
+    return None if spelled == list(args) else spelled
+
+
+def _takes_more(path: str) -> bool:
+    """Whether a function or class takes `**kwargs`."""
+    try:
+        parameters = signature(find_object(path)).parameters.values()
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return False
+    return any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def plain(message: str) -> str:
@@ -45,4 +94,13 @@ def plain(message: str) -> str:
         (r"expected dot import path string", "no such class"),
     ):
         text = re.sub(pattern, shorter, text)
+    own_class = r"model: Unable to load config '\w+(\.\w+)+'|Group 'model' .* option 'class_path'"
+    if re.match(own_class, text) and "yaml" not in text:
+        return (
+            "model: holds the settings of prunerob's Classifier, no class of your own: what a run "
+            "records and resumes is fixed. Networks, objectives, attacks and criteria of your own "
+            "go in by class path; a training loop of your own holds the masks of prunerob.prune"
+        )
+    if (refused := NOT_ACCEPTED.search(text)) and _takes_more(refused[2]):
+        text += f"; what {refused[2]} takes as **kwargs goes under dict_kwargs in its place"
     return text or message

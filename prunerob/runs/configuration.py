@@ -58,5 +58,5 @@ def instantiate(record: Mapping[str, Any]) -> Any:
     settings = {
         key: instantiate(value) if isinstance(value, Mapping) and "class_path" in value else value
         for key, value in (record.get("init_args") or {}).items()
-    }
+    } | dict(record.get("dict_kwargs") or {})
     return find_object(record["class_path"])(**settings)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +25,7 @@ class Weights:
     """Trained weights: a file, and where things about it belong.
 
     Args:
-        file: a checkpoint of `fit` (.ckpt) or bare weights (.safetensors).
+        file: a checkpoint of `fit` (.ckpt), or bare weights (.safetensors, .pt, .pth).
         run: the run that owns the file, if any.
         config: the configuration of the network, if one lies with the file.
         origin: how the file was found, for the user; the URL of one that was fetched.
@@ -97,8 +99,12 @@ def _of_run(run: Run, name: str, origin: str) -> Weights:
     return Weights(file, run, run.config if run.config.is_file() else None, origin)
 
 
-def read_checkpoint(file: Path) -> dict[str, object]:
+def read_checkpoint(file: Path, *, key: str = "ckpt_path") -> dict[str, object]:
     """Read a checkpoint; nothing in it can run code (`weights_only=True`).
+
+    Args:
+        file: to read.
+        key: the setting that named it, for errors.
 
     Raises:
         UserError: it is truncated or damaged, or no checkpoint, or holds more than weights and
@@ -109,23 +115,31 @@ def read_checkpoint(file: Path) -> dict[str, object]:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"ckpt_path: {file} was refused: it is damaged, or holds code, not weights alone"
+            f"{key}: {file} was refused: it is damaged, or holds code, not weights alone; save a "
+            "network's state_dict() or safetensors"
         ) from None
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"ckpt_path: {file} is not a readable checkpoint ({reason})") from None
+        raise UserError(f"{key}: {file} is not a readable checkpoint ({reason})") from None
     if not isinstance(checkpoint, dict):
-        raise UserError(f"ckpt_path: {file} is not a checkpoint of prunerob fit")
+        kind = type(checkpoint).__name__
+        raise UserError(f"{key}: {file} holds a {kind}, not a network's weights by name")
     return checkpoint
 
 
-def read_weights(file: Path) -> Mapping[str, Tensor]:
-    """Read a network's weights, by parameter name.
+STATE_DICTS = ("state_dict", "model_state_dict", "model", "network", "net", "weights")
+"""Under which names others keep a network's weights in a file."""
+
+
+def read_weights(file: Path, *, key: str = "ckpt_path") -> Mapping[str, Tensor]:
+    """Read weights, by name as they stand in the file.
 
     Args:
-        file: a checkpoint of `fit`, or a .safetensors file.
+        file: .safetensors; or a checkpoint of `fit`, or what `torch.save` wrote of a state dict,
+            by itself or under one of `STATE_DICTS`.
+        key: the setting that named it, for errors.
 
     Raises:
         UserError: it cannot be read, or holds no weights.
@@ -134,48 +148,81 @@ def read_weights(file: Path) -> Mapping[str, Tensor]:
         try:
             return load_file(file)
         except SafetensorError as error:
-            raise UserError(f"ckpt_path: {file} is damaged ({error})") from None
-    return weights_in(read_checkpoint(file), file)
+            raise UserError(f"{key}: {file} is damaged ({error})") from None
+    return weights_in(read_checkpoint(file, key=key), file, key=key)
 
 
-def weights_in(checkpoint: Mapping[str, object], file: Path) -> Mapping[str, Tensor]:
-    """The network's weights in a checkpoint, by parameter name.
+def weights_in(
+    saved: Mapping[str, object], file: Path, *, key: str = "ckpt_path"
+) -> Mapping[str, Tensor]:
+    """The weights in what was saved, by name as they stand there.
 
     Args:
-        checkpoint: as read.
+        saved: as read.
         file: that it was read from, for errors.
+        key: the setting that named it, for errors.
 
     Raises:
         UserError: there are none.
     """
-    state = checkpoint.get("state_dict")
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"ckpt_path: {file} is not a checkpoint of prunerob fit (no weights in it)")
-    return {str(name).removeprefix("network."): value for name, value in state.items()}
+    for state in (saved, *(saved.get(name) for name in STATE_DICTS)):
+        values = state.values() if isinstance(state, Mapping) else ()
+        if values and all(isinstance(value, Tensor) for value in values):
+            return cast(Mapping[str, Tensor], state)
+    raise UserError(
+        f"{key}: {file} holds no weights, neither plainly nor under {', '.join(STATE_DICTS[:3])}; "
+        f"there are {', '.join(map(str, list(saved)[:5])) or 'no entries'}"
+    )
 
 
-def load_weights(network: nn.Module, file: Path) -> None:
+def _without_prefix(found: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+    """Weights by a network's own names, without what others put in front of them.
+
+    Such as `module.` of DataParallel, or `network.` and `model.` of a LightningModule; what else
+    such a module holds, which is in front of nothing, is left out.
+    """
+    prefixes: Counter[str] = Counter()
+    for name in found:
+        parts = name.split(".")
+        for end in range(len(parts)):
+            if ".".join(parts[end:]) in wanted:
+                prefixes["".join(f"{part}." for part in parts[:end])] += 1
+    prefix = max(prefixes, key=lambda p: (prefixes[p], -len(p)), default="")
+    named = {n.removeprefix(prefix): value for n, value in found.items() if n.startswith(prefix)}
+    return named if prefix else dict(found)
+
+
+def load_weights(network: nn.Module, file: Path, *, key: str = "ckpt_path") -> None:
     """Load weights into a network of the same architecture.
+
+    Args:
+        network: takes them.
+        file: as of `read_weights`.
+        key: the setting that named it, for errors.
 
     Raises:
         UserError: the file cannot be read, or its weights are not for the network.
     """
-    take_weights(network, read_weights(file), file)
+    take_weights(network, read_weights(file, key=key), file, key=key)
 
 
-def take_weights(network: nn.Module, new: Mapping[str, Tensor], file: Path) -> None:
+def take_weights(
+    network: nn.Module, new: Mapping[str, Tensor], file: Path, *, key: str = "ckpt_path"
+) -> None:
     """Load weights that were read.
 
     Args:
         network: of the same architecture.
-        new: by parameter name.
+        new: by parameter name, or with a prefix before it.
         file: that they were read from, for errors.
+        key: the setting that named it, for errors.
 
     Raises:
         UserError: they are for another network, are no plain tensors of its types, or are not
             finite where the network's own are.
     """
     old = network.state_dict()
+    new = _without_prefix(new, old.keys())
     for name in sorted(new.keys() | old.keys()):
         if name not in new or name not in old:
             problem = f"{name} is only in the {'network' if name in old else 'file'}"
@@ -183,13 +230,13 @@ def take_weights(network: nn.Module, new: Mapping[str, Tensor], file: Path) -> N
             problem = f"{name} is {tuple(new[name].shape)}, not {tuple(old[name].shape)}"
         else:
             continue
-        raise UserError(f"ckpt_path: {file} is for another network: {problem}")
+        raise UserError(f"{key}: {file} is for another network: {problem}")
     for name, value in new.items():
         if unlike := _unlike(value, old[name]):
-            raise UserError(f"ckpt_path: {file} is damaged: {name} is {unlike}")
+            raise UserError(f"{key}: {file} is damaged: {name} is {unlike}")
         if bool(old[name].isfinite().all()) and not bool(value.isfinite().all()):
             raise UserError(
-                f"ckpt_path: {file} is no trained network: {name} holds values that are not finite "
+                f"{key}: {file} is no trained network: {name} holds values that are not finite "
                 "(NaN or infinite)"
             )
     network.load_state_dict(new)

@@ -151,6 +151,8 @@ class Job:
             _ = self.seconds  # before anything runs
         expected = copy.deepcopy(dict(self.plain))
         expected["trainer"]["max_epochs"] = self.max_epochs
+        if self.branch and self.branch.scratch:
+            expected["model"]["weights"] = None
         pruning = expected["pruning"]
         pruning["epoch"] = self.prune_epoch
         if self.branch is None or not self.branch.amount:

@@ -77,6 +77,7 @@ class Sweep:
                     # One phase of training, so that of training alone.
                     settings += ["--model.fine_tuning.optimizer", "null"]
                     settings += ["--model.fine_tuning.schedule", "null"]
+                    settings += ["--model.weights", "null"]
                     job = self._job(
                         seed,
                         branch.name,

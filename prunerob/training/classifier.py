@@ -51,13 +51,7 @@ from prunerob.training.phases import (
 )
 from prunerob.training.teacher import Teacher
 from prunerob.training.tensorboard import log_examples
-from prunerob.training.validation import (
-    PROBED,
-    Counts,
-    Validation,
-    describe_masking,
-    describe_overfitting,
-)
+from prunerob.training.validation import DESCRIPTIONS, PROBED, Counts, Validation
 from prunerob.training.weight_perturbation import WeightPerturbation
 
 
@@ -80,6 +74,8 @@ class Classifier(LightningModule):
             class; 0 for none.
         validation_probe_images: number of those on which every epoch's validation also looks, with
             a short FAB and Square, for what the validation attack misses; 0 for none.
+        weights: a file of trained weights that a new run begins with: .safetensors, or a state
+            dict in .pt or .pth.
         seed: of all noise in attacks; set from `seed_everything`.
     """
 
@@ -97,6 +93,7 @@ class Classifier(LightningModule):
         validation_probe_images: int = 100,
         worst_case_attacks: dict[str, Attack] = {},  # noqa: B006  (never changed)
         scrutinized_images: int = 500,
+        weights: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -125,6 +122,7 @@ class Classifier(LightningModule):
         self.validation_probe_images = validation_probe_images
         self.suite = Suite(attacks, worst_case_attacks)
         self.scrutinized_images = scrutinized_images
+        self.weights = weights
         self.seed = seed
         self.prune_epoch: int | None = None
         """Epoch in which fine-tuning begins; set by the Pruning callback, None without pruning."""
@@ -333,7 +331,7 @@ class Classifier(LightningModule):
         for name, (right, images) in counts.items():
             if name != PROBED:
                 self.log(f"validation/{name}_accuracy", right / images, prog_bar=True)
-        for describe in (describe_overfitting, describe_masking):
+        for describe in DESCRIPTIONS:
             warning = describe(counts, self.current_epoch + 1)
             if warning and (describe.__name__, self.phase_name) not in self._warned:
                 self._warned.add((describe.__name__, self.phase_name))

@@ -166,6 +166,10 @@ def masks_gradients(counts: Counts) -> bool:
     return counts[PROBED][0] - left > max(3, MASKED * images)
 
 
+DESCRIPTIONS = (describe_overfitting, describe_masking)
+"""What a validation may have to be warned of; each is told once in a phase."""
+
+
 def _attacks(attack: Attack, training: Attack) -> dict[str, Attack]:
     attacks = {"robust": attack} if attack.perturbs else {}
     if training.is_one_step:
