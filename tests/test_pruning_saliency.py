@@ -120,12 +120,25 @@ def test_a_sweep_knows_it_by_its_short_name() -> None:
     assert branch.settings()[-1] == "prunerob.pruning.Taylor"
 
 
-def test_one_and_two_ranks_prune_the_same() -> None:
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        ["prunerob.pruning.Taylor", "--pruning.criterion.batches", "2"],
+        pytest.param(
+            ["prunerob.pruning.FilterHydra", "--pruning.criterion.epochs", "1"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["Taylor", "FilterHydra"],
+)
+def test_one_and_two_ranks_prune_the_same(criterion: list[str]) -> None:
     """The untrained network, which is the same for both."""
     from tests.test_runs_ranks import run
 
     fit = ["fit", "--config", TINY, "--pruning.epoch", "0", "--trainer.max_epochs", "1"]
-    fit += ["--pruning.criterion", "prunerob.pruning.Taylor", "--pruning.criterion.batches", "2"]
+    fit += ["--pruning.criterion", *criterion, "--model.adversarial_training.ramp_epochs", "0"]
+    fit += ["--pruning.amount", "0.6"]
     name = "--trainer.logger.init_args.version"
     on_one_thread(*fit, name, "one")
     run(*fit, name, "two", devices=2)

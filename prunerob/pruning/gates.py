@@ -26,7 +26,8 @@ class Gated:
     A filter's gate sits where its channel is read, on the weights of its readers: behind a ReLU, a
     channel that is silenced at its source would have no gradient, and could never come back. Where
     it has no readers of its own, as on a residual stream, its gate sits on its own weights, its
-    bias and the normalisation that serves it.
+    bias and the normalisation that serves it; a channel of the stream that nothing writes to any
+    more still has the shift of the stream's own normalisation.
 
     Args:
         network: is copied: neither it nor its statistics change.
