@@ -94,6 +94,12 @@ def plain(message: str) -> str:
         (r"expected dot import path string", "no such class"),
     ):
         text = re.sub(pattern, shorter, text)
+    if module := re.search(r"subclass\s+of\s+\S*ImageDataModule;\s+got\s+(\S+)", text):
+        return (
+            f"data: {module[1]} is no prunerob.data.ImageDataModule, which splits and orders "
+            "images by seed; write a subclass of that with one method, load(): training and test "
+            "images, uint8 (N, C, H, W), with labels (N,), as in docs/extend.md"
+        )
     own_class = r"model: Unable to load config '\w+(\.\w+)+'|Group 'model' .* option 'class_path'"
     if re.match(own_class, text) and "yaml" not in text:
         return (

@@ -10,6 +10,7 @@ from prunerob.data.cifar10 import CIFAR10
 from prunerob.data.image_folder import ImageFolder
 from prunerob.data.images import ImageDataModule
 from prunerob.data.mnist import MNIST
+from prunerob.data.torchvision import Torchvision
 
 __all__ = [
     "CIFAR10",
@@ -20,4 +21,5 @@ __all__ = [
     "ImageFolder",
     "NoAugmentation",
     "ProgressiveResizing",
+    "Torchvision",
 ]
