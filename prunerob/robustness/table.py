@@ -95,6 +95,9 @@ class Robustness:
     margins: Mapping[str, Tensor]
     scrutiny: Scrutiny | None = None
 
+    def __str__(self) -> str:
+        return self.to_markdown()
+
     def correct(self, attack: str) -> Tensor:
         """Which images are classified right under an attack, bool, (N,).
 
