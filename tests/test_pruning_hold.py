@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from prunerob import HoldMasks, prune
 from prunerob.cli import main
 from prunerob.pruning import Pruning, filter_l1, weight_magnitude
 from prunerob.pruning.cut import make_masks
@@ -96,3 +100,45 @@ def test_pruned_weights_are_no_part_of_the_norm_that_is_clipped() -> None:
     Gradients.largest = 0.0
     main(["fit", "--config", TINY, *note, "--trainer.gradient_clip_val", "0.5"])
     assert Gradients.largest == 0
+
+
+class Plain(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 4)
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return self.inner(batch[0]).square().sum()  # type: ignore[no-any-return]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01, momentum=0.9, weight_decay=0.1)
+
+
+def test_a_callback_holds_masks_in_any_module_and_goes_on_with_them(tmp_path: Path) -> None:
+    data = DataLoader(TensorDataset(torch.rand(8, 6)), batch_size=2)
+
+    def trained(epochs: int, seed: int, **settings: object) -> tuple[Plain, HoldMasks]:
+        torch.manual_seed(seed)
+        module = Plain()
+        hold = HoldMasks(module.inner, prune(module.inner, 0.5))
+        trainer = Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            default_root_dir=tmp_path,
+            callbacks=[hold],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+        )
+        trainer.fit(module, data, **settings)  # type: ignore[arg-type]
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return module, hold
+
+    module, hold = trained(1, 0)
+    pruned = module.inner.weight == 0
+    assert torch.equal(pruned, ~hold.masks["weight"])
+    assert int(pruned.sum()) == 12
+    # Another's masks would be others; those of the checkpoint are held.
+    module, hold = trained(2, 1, ckpt_path=tmp_path / "last.ckpt")
+    assert torch.equal(module.inner.weight == 0, pruned)
+    assert torch.equal(hold.masks["weight"], ~pruned)
