@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 if sys.platform == "linux":
-    CONTEXT.set_forkserver_preload(["prunerob.commands.lightning"])
+    CONTEXT.set_forkserver_preload(["prunerob.commands.lightning", __name__])
 
 
 def command(args: Sequence[str], threads: int, death: tuple[int, float] | None) -> None:
@@ -122,6 +122,7 @@ def go_on(finished: Path) -> str:
 
 def test_twenty_kills_of_fit_at_random(finished: Path) -> None:
     draw = random.Random(0)
+    end("--version")  # so that the imports are behind it
     whole = end(*FIT)
     shutil.rmtree(RUN)
     stages = []

@@ -144,12 +144,25 @@ def status_of(args: list[str]) -> object:
     return None
 
 
+def size_of(folder: Path) -> int:
+    """Bytes that a folder's files take of a file system in pages of 4 KiB."""
+    return sum(-(-f.stat().st_size // 4096) * 4096 for f in folder.rglob("*") if f.is_file())
+
+
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 400 kB, where one can be mounted."""
+def small_disk(tmp_path: Path, finished: Path) -> Iterator[Path]:
+    """A file system with room for one run and a half, where one can be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    mount = [
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        f"size={size_of(finished) * 3 // 2}",
+        "tmpfs",
+        str(folder),
+    ]
     try:
         done = subprocess.run(mount, capture_output=True, check=False)
     except FileNotFoundError:
@@ -170,7 +183,7 @@ def test_a_disk_that_is_full_at_random_loses_nothing(
     told, began = [], 0
     for attempt in range(10):
         filler = small_disk / "filler"
-        filler.write_bytes(bytes(draw.randrange(50, 390) * 1024))
+        filler.write_bytes(bytes(int(size_of(finished) * draw.uniform(0.5, 1.4))))
         name = f"run{attempt}"
         fit = ["fit", "--config", TINY, "--trainer.logger.save_dir", str(small_disk)]
         fit += ["--trainer.logger.name", "", "--trainer.logger.version", name]

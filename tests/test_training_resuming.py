@@ -60,7 +60,11 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "whole weights": (weight(lambda w: (w * 9).long()), "of torch.int64, not torch.float32"),
     "weights of bool": (weight(lambda w: w > 0), "of torch.bool, not torch.float32"),
     "complex weights": (weight(lambda w: w + 1j), "of torch.complex64"),
-    "weights of a list": (lambda c: c["state_dict"].update(a=[1.0]), "no weights in it"),
+    "weights by number": (
+        lambda c: c["state_dict"].update({3: torch.zeros(1)}),
+        "holds no weights",
+    ),
+    "weights of a list": (lambda c: c["state_dict"].update(a=[1.0]), "holds no weights"),
 }
 
 

@@ -77,6 +77,9 @@ def check_values(config: Namespace) -> None:
         value = config.get(key)
         if isinstance(value, int) and value < 1:
             raise UserError(f"{key}: {value} is below 1")
+    clip = config.get("trainer.gradient_clip_val")
+    if isinstance(clip, int | float) and clip < 0:  # Lightning would not clip, and not say so
+        raise UserError(f"trainer.gradient_clip_val: {clip} is below 0")
     for group, kind in (
         ("trainer", Trainer),
         ("data", None),

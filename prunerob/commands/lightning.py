@@ -261,6 +261,9 @@ class CommandLine(LightningCLI):
         except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
             # Of the Trainer, which names its arguments; callbacks and loggers are made before.
             raise UserError(f"trainer: {error}") from error
+        except MisconfigurationException as error:
+            key = "trainer.max_time" if "Timer(duration" in str(error) else "trainer"
+            raise UserError(f"{key}: {str(error)[:300]}") from error
 
     def instantiate_classes(self) -> None:
         """Instantiate; a setting that a class refuses is the user's mistake, not a crash."""

@@ -166,8 +166,8 @@ def weights_in(
         UserError: there are none.
     """
     for state in (saved, *(saved.get(name) for name in STATE_DICTS)):
-        values = state.values() if isinstance(state, Mapping) else ()
-        if values and all(isinstance(value, Tensor) for value in values):
+        items = state.items() if isinstance(state, Mapping) else ()
+        if items and all(isinstance(n, str) and isinstance(value, Tensor) for n, value in items):
             return cast(Mapping[str, Tensor], state)
     raise UserError(
         f"{key}: {file} holds no weights, neither plainly nor under {', '.join(STATE_DICTS[:3])}; "
