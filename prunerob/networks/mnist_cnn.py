@@ -113,9 +113,9 @@ class PackedMnistCNN(Rewrite):
 
     def forward(self, packed: Tensor) -> Tensor:
         """Classify packed images."""
-        x = F.conv2d(packed, self.weight1, self.bias1, padding=1).relu()
-        x = F.conv2d(x, self.weight2, self.bias2).relu()
-        x = F.linear(x.permute(0, 2, 3, 1).flatten(1), self.weight3, self.bias3).relu()
+        x = F.conv2d(packed, self.weight1, self.bias1, padding=1).relu_()
+        x = F.conv2d(x, self.weight2, self.bias2).relu_()
+        x = F.linear(x.permute(0, 2, 3, 1).flatten(1), self.weight3, self.bias3).relu_()
         return F.linear(x, self.weight4, self.bias4)
 
 
