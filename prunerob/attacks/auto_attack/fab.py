@@ -194,23 +194,24 @@ def onto_plane(point: Tensor, slope: Tensor, value: Tensor) -> tuple[Tensor, Ten
         the step, float32, (B, P): to the corner of [0, 1] nearest to the plane if that lies
         outside; and its largest pixel, float32, (B,), at least 1e-8.
     """
-    rising = (slope > 0) == (value < 0)[:, None]
-    room = torch.where(rising, 1 - point, point).masked_fill_(slope == 0, 0)
+    # Signs and absolute values in place of conditions: those are many times slower on a CPU.
+    towards = slope.sign() * -value.sign()[:, None]
+    room = ((1 + towards) / 2 - point).abs_().mul_(towards.abs())
     steep, needed = slope.abs(), value.abs()
-    full = steep * room
     amount = needed / (steep.sum(1) + TINY)
     for _ in range(ROUNDS):
-        free = (room > amount[:, None]).to(point.dtype)
+        missing = needed - torch.linalg.vecdot(steep, room.minimum(amount[:, None]))
+        free = (room - amount[:, None]).sign_().clamp_(min=0)
         reach = torch.linalg.vecdot(steep, free)
-        missing = needed - full.sum(1) + torch.linalg.vecdot(full, free)
-        new = torch.where(reach > 0, missing / (reach + TINY), 1).clamp_(max=1).maximum(amount)
+        new = torch.where(reach > 0, amount + missing / (reach + TINY), 1)
+        new = new.clamp_(max=1).maximum(amount)
         settled = bool((new <= amount * (1 + 1e-6)).all())
         amount = new
         if settled:
             break
     step = room.minimum(amount[:, None])
     length = step.amax(1).clamp_(min=1e-8)
-    return torch.where(rising, step, -step), length
+    return step.mul_(towards), length
 
 
 ROUNDS = 100
