@@ -51,8 +51,9 @@ class Square(Hunt):
         p: share of the image that the first windows cover, in (0, 1].
         restarts: number of tries from different stripes, 1 or more.
         edges: whether windows smaller than the image also reach its last row and column, as the
-            paper has it. They do not in its authors' code, by which AutoAttack is defined; a
-            network that hides its gradients may be far weaker at the edges.
+            paper has it. They do not in its authors' code, by which AutoAttack is defined; so not
+            by default, to be comparable. A network that hides its gradients may be far weaker at
+            the edges.
     """
 
     queries: int = 5000
