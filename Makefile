@@ -34,7 +34,7 @@ board: .venv/ready
 table1 table2 table3 figure1 figure2: .venv/ready
 	$(BIN)/prunerob reproduce $@
 
-# Speed, side by side with torchattacks, foolbox and ART; a quarter of an hour on a quiet machine.
+# Speed, side by side with torchattacks, foolbox, pyautoattack and ART; a quarter of an hour on a quiet machine.
 bench: .venv-bench/ready
 	.venv-bench/bin/python -m benchmarks.speed
 
@@ -44,7 +44,7 @@ bench: .venv-bench/ready
 
 # The peers have a place of their own: torchattacks wants old versions of what others use.
 .venv-bench/ready: pyproject.toml benchmarks/constraints.txt
-	$(call install,.venv-bench,benchmarks/constraints.txt,torchattacks$(comma)foolbox$(comma)art)
+	$(call install,.venv-bench,benchmarks/constraints.txt,torchattacks$(comma)foolbox$(comma)pyautoattack$(comma)art)
 
 comma := ,
 

@@ -29,9 +29,10 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from benchmarks import peers
-from prunerob.attacks import PGD
+from benchmarks import auto_peers, peers
+from prunerob.attacks import APGD, FAB, PGD, AutoAttack, Square
 from prunerob.attacks.attack import has_bfloat16, misclassified
+from prunerob.attacks.auto_attack.survivors import Hunt
 from prunerob.data import MNIST, CropAndFlip, NoAugmentation
 from prunerob.data.batches import Batches, Images
 from prunerob.networks import MnistCNN, WideResNet
@@ -424,6 +425,44 @@ def search(bench: Bench, network: nn.Module, x: Tensor, y: Tensor) -> None:
         )
 
 
+def hunt(
+    bench: Bench,
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Hunt,
+    rivals: Mapping[str, peers.Run],
+) -> None:
+    """An attack of AutoAttack's, or all of them, beside its peers; what is counted are images."""
+    ours = best_layout(network)
+    key = torch.arange(len(x), device=x.device)
+    right = ~misclassified(network, x, y)
+    held: dict[str, int] = {}
+
+    def prunerob() -> None:
+        lost = attack.fools(ours, x, y, key=key, batch_size=len(x))
+        held["prunerob"] = int((~lost).sum())
+
+    def rival(label: str, run: peers.Run) -> Callable[[], object]:
+        def go() -> None:
+            x_adv = run(network, x[right], y[right])
+            held[label] = int((~misclassified(network, x_adv, y[right])).sum())
+
+        return go
+
+    contest = {label: rival(label, run) for label, run in rivals.items()}
+    seconds = bench.compare({"prunerob": prunerob, **contest})
+    bench.note(
+        Table(
+            f"MnistCNN: {attack.name}, eps {attack.eps}, {len(x)} images",
+            "images/s",
+            {label: len(x) / time for label, time in seconds.items()},
+            {label: f"{count} hold" for label, count in held.items()},
+            tuple(label for label in contest if "pyautoattack" in label),
+        )
+    )
+
+
 def roofline(bench: Bench) -> None:
     """The device's matrix rate: what image-steps per second could at most be."""
     rates = {}
@@ -462,6 +501,14 @@ def main() -> None:
         training(bench, "MnistCNN", network, x[:128], y[:128], pgd)
         narrow(bench, "MnistCNN", network, x[:256], y[:256], pgd)
         search(bench, network, x, y)
+        few, of_few = x[:128], y[:128]
+        eps = Pixels(0.1)
+        climb, approach = APGD(eps=eps), FAB(eps=eps, targets=1)
+        ask, whole = Square(eps=eps, queries=500), AutoAttack(eps=eps)
+        hunt(bench, network, few, of_few, climb, auto_peers.apgd(climb))
+        hunt(bench, network, few, of_few, approach, auto_peers.fab(approach))
+        hunt(bench, network, few, of_few, ask, auto_peers.square(ask))
+        hunt(bench, network, few[:32], of_few[:32], whole, auto_peers.suite(whole))
         pipeline(bench, "MnistCNN", network, train, 128)
     if given.only != "mnist":
         pgd = PGD(eps=Pixels("8/255"), step_size=Pixels("2/255"), steps=7)
