@@ -215,6 +215,14 @@ def test_iterative_rounds_rewind_and_resume(
     branch = ["--ckpt_path", str(whole / "checkpoints" / "before_pruning.ckpt")]
     main([*fit, *branch])
     assert_equal(weights(newest_run()), weights(whole))
+    if rewind == "weights":  # from a checkpoint that holds them, in another way that does not
+        monkeypatch.setattr("prunerob.commands.lightning.Progress", Noting)
+        main(["fit", "--config", TINY, "--trainer.max_epochs", "3", *branch])
+        before, held = weights(whole, "before_pruning"), masks(newest_run())
+        for name, mask in held.items():
+            assert torch.equal(Noting.seen[2][0][name][mask], before[f"network.{name}"][mask])
+        told = refused(capsys, *fit, *branch, "--pruning.schedule.to", "0")
+        assert "rewinds to the weights of epoch 0, which the checkpoint does not hold" in told
     other = ["--pruning.schedule.rewind", "weights"]
     if rewind == "null":
         told = refused(capsys, *fit, *branch, *other)

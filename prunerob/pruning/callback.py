@@ -356,7 +356,7 @@ class Pruning(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, settings and weights to rewind to, in tensors and plain values."""
-        early = {} if self._early is None else {"early": self._early}
+        early = {"early": (self.schedule.rewind_epoch, self._early)} if self._early else {}
         if self.masks is None or self.record is None:
             return early
         made = {"masks": dict(self.masks), "settings": self.settings}
@@ -364,7 +364,8 @@ class Pruning(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up masks from a checkpoint; `on_fit_start` compares the settings."""
-        self._early = state_dict.get("early")
+        epoch, early = state_dict.get("early", (None, None))
+        self._early = early if epoch == self.schedule.rewind_epoch else None
         if "masks" in state_dict:
             self.masks = state_dict["masks"]
             self._saved_settings = state_dict["settings"]
