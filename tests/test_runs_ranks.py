@@ -142,8 +142,12 @@ def test_the_table_is_the_same_on_any_number_of_ranks(several: int, tmp_path: Pa
 
 
 def test_two_ranks_train_as_one() -> None:
-    """320 images in batches of 66: the last one is shared out unevenly."""
+    """320 images in batches of 66: the last one is shared out unevenly.
+
+    With plain gradient steps: RMSprop's blow up what rounding leaves of a gradient near 0.
+    """
     fit = ["fit", "--config", TINY, "--data.batch_size", "66", "--data.eval_batch_size", "20"]
+    fit += ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.05"]
     name = "--trainer.logger.init_args.version"
     on_one_thread(*fit, name, "one")
     out = run(*fit, name, "two", devices=2)

@@ -155,7 +155,7 @@ def test_foreign_and_damaged_files_are_named(
     legacy[60:90] = b"\x93" * 30
     (tmp_path / "legacy.ckpt").write_bytes(legacy)
     for name, message in {
-        "short.ckpt": "not a readable checkpoint",
+        "short.ckpt": "is damaged (File is not a zip file)",
         "text.ckpt": "was refused: it is damaged",
         "short.safetensors": "is damaged",
         "tensor.ckpt": "holds a Tensor, not a network's weights by name",

@@ -28,6 +28,8 @@ def test_what_is_counted_is_counted_in_float32(
         network(batch.x)
         assert seen == [torch.bfloat16]
         none = NoAttack()
-        Validation(none, none, attacked_images=0, attacked=lambda x: network, seed=0).step(batch, 0)
+        Validation(
+            none, none, attacked_images=0, probed_images=0, attacked=lambda x: network, seed=0
+        ).step(batch, 0)
         module.predict_step(batch, 0)
     assert seen[1:] == [torch.float32] * 2

@@ -107,7 +107,7 @@ def run(args: Sequence[str]) -> None:
         place = weights.origin if weights.results else str(weights.file)
         rest += ["--ckpt_path", place]
     try:
-        with ExitStack() as held, quiet_writers(), lost_ranks("the same command"):
+        with Held() as held, quiet_writers(), lost_ranks("the same command"):
             CommandLine(command, rest, weights, held)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
@@ -132,7 +132,7 @@ def resolve(args: Sequence[str]) -> dict[str, Any]:
         if word == "--config":
             check_file(Path(following))
     try:
-        _Reading("fit", args, None, ExitStack())
+        _Reading("fit", args, None, Held())
     except _Parsed as parsed:
         return parsed.config
     raise AssertionError("a command line that is read ends when it is parsed")
@@ -158,6 +158,13 @@ class SaveConfig(SaveConfigCallback):
                 logger.experiment.add_text("config", f"```yaml\n{text}\n```")
 
 
+class Held(ExitStack):
+    """What a command holds; copies of what refers to it, as weight averaging makes, share it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Held:
+        return self
+
+
 class CommandLine(LightningCLI):
     """LightningCLI with prunerob's parts: `model`, `data`, `pruning`, and safe loading.
 
@@ -169,7 +176,7 @@ class CommandLine(LightningCLI):
     """
 
     def __init__(
-        self, command: str, args: Sequence[str], weights: Weights | None, held: ExitStack
+        self, command: str, args: Sequence[str], weights: Weights | None, held: Held
     ) -> None:
         self.weights = weights
         self.held = held

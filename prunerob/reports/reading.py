@@ -118,6 +118,7 @@ def _read_run(run: Run, config: Mapping[str, Any], recipe: str | None) -> Iterab
     pruning = _read_json(run.folder / "pruning.json")
     model = config["model"]
     trained = training(config)
+    _ = config["pruning"]["epoch"], config["trainer"]["max_epochs"]  # whose lack is damage
     point = _point(recipe or trained, pruning)
     validation = json.loads(run.summary.read_text()).get("validation", {})
     stems = {"robustness": (point, validation)}
