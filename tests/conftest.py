@@ -26,8 +26,10 @@ from prunerob.reports.paper import TABLES, Recipe
 from prunerob.training.adversarial import AdversarialTraining
 from prunerob.training.classifier import Classifier
 
-# Where it is ignored, as in a shell's background job, a test could not interrupt anything.
+# Where they are ignored, as in a background job of a shell or under nohup, a test could not
+# interrupt anything.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The quick tests see the same examples each time; `make test-all` looks for new ones.
 settings.register_profile("same", derandomize=True)
