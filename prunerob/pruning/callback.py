@@ -28,7 +28,6 @@ from prunerob.pruning.schedules import OneShot, PruningSchedule, Timetable
 from prunerob.pruning.scores import Criterion, name_of, scores_filters
 from prunerob.runs.folder import has_finished, run_folder, write_whole
 from prunerob.runs.ranks import broadcast_object, check_agreement, rewrap_ddp
-from prunerob.training.checks import choose_layout
 from prunerob.training.classifier import Classifier
 from prunerob.training.phases import FINE_TUNING
 from prunerob.training.teacher import Teacher
@@ -146,16 +145,7 @@ class Pruning(Callback):
             return
         scores = self.cut.check(module.network)
         if self.narrow:
-            if not scores_filters(scores):
-                name = self.settings["criterion"]
-                raise UserError(f"pruning.narrow: is about filters, but {name} scores weights")
-            if module.pruning_epochs:
-                raise UserError(
-                    "pruning.narrow: takes channels out once, but pruning.schedule prunes again "
-                    "and again; set it to false (attacks do without them either way)"
-                )
-            choose_layout(module.network, module.datamodule.image_shape, module.device)
-            check_narrow(module, scores)
+            check_narrow(module, scores, name_of(self.cut.criterion))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a checkpoint with masks was loaded: compare the settings and take the masks up."""

@@ -21,7 +21,8 @@ from prunerob.networks.attacked import AttackedNetwork
 from prunerob.networks.narrow import NarrowCopy, Narrowing, find_narrowing
 from prunerob.pruning.filters import silence_filters
 from prunerob.pruning.masks import Masks, apply_masks
-from prunerob.pruning.scores import Scores
+from prunerob.pruning.scores import Scores, scores_filters
+from prunerob.training.checks import choose_layout
 from prunerob.training.classifier import Classifier
 from prunerob.training.phases import FINE_TUNING
 
@@ -83,16 +84,25 @@ class NarrowTraining:
         self.module.attacked = AttackedNetwork(self.module.network, self.both.narrowing)
 
 
-def check_narrow(module: Classifier, scores: Scores) -> None:
+def check_narrow(module: Classifier, scores: Scores, criterion: str) -> None:
     """See, before training, that a network and its optimizer can do without channels.
 
     Args:
-        module: whose network it is.
-        scores: of the filters that may go.
+        module: whose network it is; it is laid out as it will train.
+        scores: of what may go.
+        criterion: that made them, for errors.
 
     Raises:
-        UserError: they cannot.
+        UserError: they cannot, or no filters are pruned, or more than once.
     """
+    if not scores_filters(scores):
+        raise UserError(f"pruning.narrow: is about filters, but {criterion} scores weights")
+    if module.pruning_epochs:
+        raise UserError(
+            "pruning.narrow: takes channels out once, but pruning.schedule prunes again "
+            "and again; set it to false (attacks do without them either way)"
+        )
+    choose_layout(module.network, module.datamodule.image_shape, module.device)
     try:
         _check_narrow(module, scores)
     except UserError:

@@ -33,25 +33,29 @@ class Taylor:
     batches: int = 20
 
     def __post_init__(self) -> None:
-        _check(self.batches, type(self).__name__)
+        if self.batches < 1:
+            raise ValueError(f"batches of {type(self).__name__}: {self.batches} is below 1")
 
     def __call__(self, network: nn.Module, seed: int, *, batches: ScoringBatches) -> Scores:
         """Score.
 
         Args:
-            network: its convolutions and linear layers take part; left as it was found.
+            network: for weights, its convolutions and linear layers take part; for filters, those
+                whose channels are known (`channels_of`). Left as it was found.
             seed: not used; the batches have it.
             batches: training batches, clean and adversarial.
 
         Returns:
-            scores, float, in each weight's shape.
+            scores, float, in each weight's shape, or (filters,) per convolution.
         """
-        names = [name for name, _ in weights_of(network)]
-        return adversarial_saliency(network, names, batches.against(network, self.batches))
+        of_filters = self.unit == "filters"
+        names = [name for name, _ in (filters_of if of_filters else weights_of)(network)]
+        scores = adversarial_saliency(network, names, batches.against(network, self.batches))
+        return {n: score.flatten(1).sum(1) if of_filters else score for n, score in scores.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterTaylor:
+class FilterTaylor(Taylor):
     """Adversarial Taylor saliency of each filter: the sum of its weights'.
 
     See `Taylor`.
@@ -61,26 +65,6 @@ class FilterTaylor:
     """
 
     unit: ClassVar[Unit] = "filters"
-
-    batches: int = 20
-
-    def __post_init__(self) -> None:
-        _check(self.batches, type(self).__name__)
-
-    def __call__(self, network: nn.Module, seed: int, *, batches: ScoringBatches) -> Scores:
-        """Score.
-
-        Args:
-            network: any whose channels are known (`channels_of`); left as it was found.
-            seed: not used; the batches have it.
-            batches: training batches, clean and adversarial.
-
-        Returns:
-            scores, float, (filters,) per convolution.
-        """
-        names = [name for name, _ in filters_of(network)]
-        of_weights = adversarial_saliency(network, names, batches.against(network, self.batches))
-        return {name: score.flatten(1).sum(1) for name, score in of_weights.items()}
 
 
 def adversarial_saliency(
@@ -110,8 +94,3 @@ def adversarial_saliency(
             sums[name] += (weight.detach() * gradient).abs()
         number += 1
     return {name: total / number for name, total in sums.items()}
-
-
-def _check(batches: int, name: str) -> None:
-    if batches < 1:
-        raise ValueError(f"batches of {name}: {batches} is below 1")
