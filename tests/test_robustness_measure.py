@@ -121,7 +121,7 @@ def test_a_test_that_was_killed_goes_on_to_the_same_table(
     monkeypatch.setattr(FAB, "perturb", Hunt.perturb)
     counted(FAB)
     pgd = "{class_path: prunerob.attacks.PGD, init_args: {eps: 0.1, steps: 3}}"
-    auto = "{class_path: prunerob.attacks.AutoAttack, init_args: {eps: 0.1, images: 25}}"
+    auto = "{class_path: prunerob.attacks.AutoAttack, init_args: {eps: 0.1, images: 10}}"
     test = ["test", "--model.attacks", f"{{PGD: {pgd}, AutoAttack: {auto}}}"]
     test += ["--data.eval_batch_size", "20", "--model.scrutinized_images", "0"]
     main(test)

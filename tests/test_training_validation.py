@@ -132,7 +132,8 @@ def test_a_network_that_hides_its_gradients_wins_no_contest(
     assert best["epoch"] == 0
 
 
-def test_a_run_says_what_the_probe_found(finished: Path) -> None:
-    found = json.loads((finished / "summary.json").read_text())["validation"]
+def test_a_run_says_what_the_probe_found() -> None:
+    main(["fit", "--config", TINY, "--model.validation_probe_images", "100"])
+    found = json.loads((newest_run() / "summary.json").read_text())["validation"]
     assert found["probe"]["images"] == found[PROBED]["images"] == 100
     assert found["probe"]["correct"] <= found[PROBED]["correct"]
