@@ -203,7 +203,7 @@ def operating_points(results: Results, *, tolerance: float) -> Table:
                     ]
                 )
                 any_seed = next(iter(results.by_point[point].values()))
-                images |= {counts[1] for counts in any_seed.validation.values()}
+                images |= {any_seed.validation[name][1] for name in wanted}
     headings = ["training", "method", "point", "pruned", "left", "validation natural (dense)"]
     headings += ["validation robust (dense)", "test natural", f"test {robust or 'robust'}"]
     chosen_on = f", {_list(images)} of them" if images else ""
