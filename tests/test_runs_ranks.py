@@ -148,6 +148,7 @@ def test_two_ranks_train_as_one() -> None:
     """
     fit = ["fit", "--config", TINY, "--data.batch_size", "66", "--data.eval_batch_size", "20"]
     fit += ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.05"]
+    fit += ["--model.averaging", "0.5"]
     name = "--trainer.logger.init_args.version"
     on_one_thread(*fit, name, "one")
     out = run(*fit, name, "two", devices=2)

@@ -31,5 +31,5 @@ def test_what_is_counted_is_counted_in_float32(
         Validation(
             none, none, attacked_images=0, probed_images=0, attacked=lambda x: network, seed=0
         ).step(batch, 0)
-        module.predict_step(batch, 0)
+        module.predict_step(batch, 1)
     assert seen[1:] == [torch.float32] * 2

@@ -202,6 +202,9 @@ class Pruning(Callback):
 
     def _prune(self, trainer: Trainer, module: Classifier, share: float, *, is_last: bool) -> None:
         """Decide and prune; the first time, begin fine-tuning."""
+        begins = self.record is None or bool(self.schedule.round_epochs)
+        if begins:
+            module.averaging.take(module.network)
         if is_first := self.record is None:
             log_weight_histograms(trainer, module.network, "1 before pruning")
             accuracies = {"before": module.measure(attack_all=True)}  # as many as at the end
@@ -214,8 +217,9 @@ class Pruning(Callback):
         if self._early is not None:
             module.network.load_state_dict(self._early)
         apply_masks(module.network, self.masks)
+        module.averaging.apply(self.masks)
         self._take_channels_out(module)
-        if is_first or self.schedule.round_epochs:
+        if begins:
             module.phase_name = FINE_TUNING
             if self._narrow_training:
                 rewrap_ddp(trainer)

@@ -40,7 +40,7 @@ def check_trainer(
         if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
             raise UserError(
                 f"trainer.callbacks: {type(callback).__name__} would bring pruned weights "
-                "back; leave it out, or set pruning.epoch to null"
+                "back; set model.averaging to average with the masks held"
             )
     epochs = trainer.max_epochs
     if epochs is None or epochs < 0:

@@ -102,6 +102,11 @@ def check_narrow(module: Classifier, scores: Scores, criterion: str) -> None:
             "pruning.narrow: takes channels out once, but pruning.schedule prunes again "
             "and again; set it to false (attacks do without them either way)"
         )
+    if module.averaging.decay is not None:
+        raise UserError(
+            "pruning.narrow: does without the channels that model.averaging averages; set it to "
+            "false (attacks do without them either way)"
+        )
     choose_layout(module.network, module.datamodule.image_shape, module.device)
     try:
         _check_narrow(module, scores)

@@ -16,6 +16,7 @@ from prunerob.networks.modes import evaluating
 from prunerob.networks.rewrite import AsItIs
 from prunerob.robustness.table import WORST_CASE
 from prunerob.runs.ranks import ranks
+from prunerob.training.phases import Phase
 
 
 def check_precision(trainer: Trainer) -> None:
@@ -29,6 +30,35 @@ def check_precision(trainer: Trainer) -> None:
         raise UserError(
             f"trainer.precision: {precision} would make adversarial examples in another "
             "precision than float32; use 32-true or a mixed precision"
+        )
+
+
+def check_counts(**images: int) -> None:
+    """See that numbers of images, each under the name of its setting, are 0 or more.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name, number in images.items():
+        if number < 0:
+            raise UserError(f"model.{name}: {number} is below 0")
+
+
+def check_phase(phase: Phase, saved: int) -> None:
+    """See that the schedule of a phase goes on where a checkpoint's left off.
+
+    Args:
+        phase: that training goes on with.
+        saved: steps of the checkpoint's.
+
+    Raises:
+        UserError: it does not.
+    """
+    if phase.steps != saved and phase.schedule.follows_phase:
+        raise UserError(
+            f"ckpt_path: the schedule of the checkpoint's phase runs over {saved} steps, but "
+            f"this configuration's over {phase.steps}; keep trainer.max_epochs, pruning.epoch and "
+            "the batches as they were, or branch from before_pruning.ckpt"
         )
 
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_warn
@@ -41,6 +41,7 @@ from prunerob.runs.ranks import broadcast_buffers, check_agreement, ranks
 from prunerob.schedules import Constant, Schedule
 from prunerob.training import checks
 from prunerob.training.adversarial import AdversarialTraining
+from prunerob.training.averaging import Averaging
 from prunerob.training.phases import (
     FINE_TUNING,
     TRAINING,
@@ -69,6 +70,8 @@ class Classifier(LightningModule):
         schedule: how the learning rate runs over the training epochs.
         fine_tuning: optimizer and schedule from the prune epoch on.
         adversarial_training: what a training step adds to the clean images.
+        averaging: decay of an average of the weights over the steps, in [0, 1), 0.995 for example;
+            the average is what is validated, saved, pruned and tested. null for none.
         validation_attack: attack of every epoch's validation.
         validation_attack_images: number of validation images that it attacks, stratified by
             class; 0 for none.
@@ -88,6 +91,7 @@ class Classifier(LightningModule):
         schedule: Schedule = Constant(),
         fine_tuning: FineTuning = FineTuning(),
         adversarial_training: AdversarialTraining = AdversarialTraining(),
+        averaging: float | None = None,
         validation_attack: Attack = NoAttack(),
         validation_attack_images: int = 500,
         validation_probe_images: int = 100,
@@ -100,13 +104,11 @@ class Classifier(LightningModule):
         checks.check_attacks(
             attacks, worst_case_attacks, validation_attack, adversarial_training.attack
         )
-        for name, images in (
-            ("validation_attack_images", validation_attack_images),
-            ("validation_probe_images", validation_probe_images),
-            ("scrutinized_images", scrutinized_images),
-        ):
-            if images < 0:
-                raise UserError(f"model.{name}: {images} is below 0")
+        checks.check_counts(
+            validation_attack_images=validation_attack_images,
+            validation_probe_images=validation_probe_images,
+            scrutinized_images=scrutinized_images,
+        )
         self.network = network
         self.optimizer = optimizer
         self.schedule = schedule
@@ -115,6 +117,7 @@ class Classifier(LightningModule):
         self.trainings = make_trainings(adversarial_training, fine_tuning)
         """Adversarial training in each phase, by its name."""
         self._weight_perturbation = WeightPerturbation(adversarial_training.weight_perturbation)
+        self.averaging = Averaging(averaging)
         self.teacher: Teacher | None = None
         """The network before pruning, where fine-tuning's objective distils it."""
         self.validation_attack = validation_attack
@@ -196,6 +199,10 @@ class Classifier(LightningModule):
         for phase in self.phases.values() if stage == "fit" else ():
             phase.check(self.network)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """What averages the weights, if that is asked for."""
+        return [self.averaging]
+
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Optimizer and schedule of the phase; called at the start of each."""
         return self.phase.configure(self.network)
@@ -216,6 +223,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on clean images and, in the same step, on adversarial examples of them."""
         x, y, index = batch
+        n, several = len(y), ranks() > 1
         training, teacher = self.trainings[self.phase_name], self.teacher
         key = image_keys(index, seed=self.seed, purpose="training", epoch=self.current_epoch)
         begun = self.prune_epoch or 0 if self.phase_name == FINE_TUNING else 0
@@ -223,7 +231,7 @@ class Classifier(LightningModule):
         ramp = training.ramp(epochs)
         x_adv = training.perturb(self.attacked(x), x, y, key=key, ramp=ramp, teacher=teacher)
         # Ranks may have different numbers of images; their gradients are averaged as equals.
-        share = cast(Batches, self.trainer.train_dataloader).weight(batch_idx) if ranks() > 1 else 1
+        share = cast(Batches, self.trainer.train_dataloader).weight(batch_idx) if several else 1
         if training.perturbs_weights(epochs):
             self._weight_perturbation.perturb(
                 self.network,
@@ -239,10 +247,10 @@ class Classifier(LightningModule):
                 value,
                 on_step=False,
                 on_epoch=True,
-                batch_size=len(y),
-                sync_dist=ranks() > 1,
+                sync_dist=several,
+                batch_size=n,
             )
-        return loss * share if ranks() > 1 else loss
+        return loss * share if several else loss
 
     def on_after_backward(self) -> None:
         """Take the perturbation of the weights back, before anything else sees them."""
@@ -285,14 +293,8 @@ class Classifier(LightningModule):
                     "run's checkpoints/before_pruning.ckpt"
                 )
             self.teacher = Teacher(self.network, checkpoint["teacher"])
-        steps, saved = self.phase.steps, checkpoint["phase_steps"]
-        over = self.phase_name == TRAINING and checkpoint["epoch"] + 1 == self.prune_epoch
-        if steps != saved and not over and self.phase.schedule.follows_phase:
-            raise UserError(
-                f"ckpt_path: the schedule of the checkpoint's phase runs over {saved} steps, but "
-                f"this configuration's over {steps}; keep trainer.max_epochs, pruning.epoch and "
-                "the batches as they were, or branch from before_pruning.ckpt"
-            )
+        if not (self.phase_name == TRAINING and checkpoint["epoch"] + 1 == self.prune_epoch):
+            checks.check_phase(self.phase, checkpoint["phase_steps"])
 
     # Validation
 
@@ -316,7 +318,6 @@ class Classifier(LightningModule):
         if self.trainer.state.fn != TrainerFn.FITTING:
             checks.check_images(self.network, cast(Any, self.trainer).val_dataloaders, self.trainer)
             self.attacked = AttackedNetwork(self.network, find_narrowing(self.network))
-
         broadcast_buffers(self.network)
         self._validation = self._new_validation()
 
@@ -343,13 +344,14 @@ class Classifier(LightningModule):
         Args:
             attack_all: attack all images, not only the first ones.
         """
-        broadcast_buffers(self.network)
         validation = self._new_validation(attack_all=attack_all)
-        with evaluating(self):
+        with evaluating(self), self.averaging.swapped(self.network):
+            broadcast_buffers(self.network)
             return validation.all_of(self.datamodule.val_dataloader(), self.device)
 
     def final_validation(self) -> Counts:
         """Accuracies on all validation images at the end of training, measured once."""
+        self.averaging.take(self.network)
         if self._final_counts is None:
             self._final_counts = self.measure(attack_all=True)
         return self._final_counts
@@ -388,11 +390,10 @@ class Classifier(LightningModule):
 
     # Prediction
 
-    def on_predict_start(self) -> None:
-        """Refuse a network that does not fit the images."""
-        checks.check_images(self.network, cast(Any, self.trainer).predict_dataloaders, self.trainer)
-
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Positions of the images, int64, (B,), and their probabilities, float32, (B, classes)."""
+        if batch_idx == 0:
+            batches = cast(Any, self.trainer).predict_dataloaders
+            checks.check_images(self.network, batches, self.trainer)
         with in_float32(self.device):
             return batch.indices, self(batch.x).float().softmax(1)
