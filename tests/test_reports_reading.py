@@ -64,7 +64,7 @@ def test_tables_and_reports_call_a_way_of_pruning_the_same() -> None:
         defaults = {"reading": "weights", "residual": "keep", "epoch": 1, "masks_from": None}
         defaults["unit"] = "weights" if text == "weight" else "filters"
         said = {**defaults, **dict(zip(keys, words[1::2], strict=True)), "amount": 0.5}
-        names.append(_point("PGD", said).method)
+        names.append(_point("PGD", said, "").method)
     assert names == ["weight", "filter (parameters)", "filter (weights, silence)"]
 
 
@@ -112,3 +112,27 @@ def test_a_folder_s_name_is_no_formula_in_figures(swept: Path) -> None:
         shutil.copytree(swept / "seed0" / "dense", Path(place) / "seed0" / "dense")
     main(["report", r"$\foo$", "$x^{", "--output", "report"])
     assert Path("report/report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_sweep_over_objectives_compares_each_with_its_own_control(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sweep = ["sweep", "--config", TINY, "--amount", "0,0.5", "--objective", "trades:2,rslad"]
+    main([*sweep, "--threads", "1", "--folder", "s", "--model.scrutinized_images", "0"])
+    main([*sweep, "--threads", "1", "--folder", "s", "--model.scrutinized_images", "0"])
+    assert "5 of 5 runs finished" in capsys.readouterr().out
+    results = read_results(["s"])
+    told = [point.pruned for point in results.by_point]
+    share = ["0, control, RSLAD (share 0.8333)", "0, control, TRADES (beta 2)"]
+    assert told == [
+        *("0", *share, "weight, RSLAD (share 0.8333) 50 %", "weight, TRADES (beta 2) 50 %")
+    ]
+    for point in results.by_point:
+        if not (point.is_dense or point.is_control):
+            assert results.is_comparable(point, point.control)
+            assert results.difference(point, point.control, "natural") is not None
+    main(["report", "s", "--output", "page"])
+    assert "TRADES (beta 2) 50 %" in Path("page/accuracy.md").read_text()
+    with pytest.raises(SystemExit):
+        main([*sweep, "--objective", "trades:2", "--scratch", "--folder", "t"])

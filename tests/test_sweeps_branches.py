@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from prunerob.errors import UserError
-from prunerob.sweeps.branches import make_branches, with_schedules
+from prunerob.runs.configuration import find_object
+from prunerob.sweeps.branches import OBJECTIVES, make_branches, with_objectives, with_schedules
 
 
 def test_branches_have_one_control_and_names_of_their_own() -> None:
@@ -45,3 +48,25 @@ def test_schedules_are_an_axis() -> None:
     for schedules in (["gradual"], ["gradual:0"], ["iterative"]):
         with pytest.raises(UserError, match="is unknown; there are one_shot"):
             with_schedules(branches, schedules)
+
+
+def test_objectives_are_an_axis_with_a_control_each() -> None:
+    branches = make_branches(["lamp"], [0.0, 0.9])
+    branches = with_objectives(branches, ["trades:3", "rslad"])
+    names = ["control-trades-3", "lamp-trades-3-0.9", "control-rslad", "lamp-rslad-0.9"]
+    assert [branch.name for branch in branches] == names
+    key = "--model.fine_tuning.objective"
+    path = "prunerob.training.objectives.TRADES"
+    assert branches[0].settings()[-4:] == [key, path, f"{key}.beta", "3"]
+    assert branches[0].objective_record() == {"class_path": path, "init_args": {"beta": 3.0}}
+    assert branches[3].settings()[-2:] == [key, "prunerob.training.objectives.RSLAD"]
+    assert branches[3].objective_record()["init_args"] == {}
+    for objective in ("mean", "trades:", "trades:-1", "trades:x", "cross_entropy:1"):
+        with pytest.raises(UserError, match=r"^objective: .*(unknown|no setting)"):
+            with_objectives(branches, [objective])
+
+
+def test_objectives_are_classes_with_their_first_settings() -> None:
+    for kind, (path, name) in OBJECTIVES.items():
+        first = next(iter(dataclasses.fields(find_object(path))), None)
+        assert (first.name if first else "") == name, kind

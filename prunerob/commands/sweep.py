@@ -58,6 +58,12 @@ def run(args: Sequence[str]) -> None:
         type=words,
         help="one_shot, or gradual with its epochs as in gradual:3 (default: the configuration's)",
     )
+    parser.add_argument(
+        "--objective",
+        type=words,
+        help="of fine-tuning: cross_entropy, trades, mart, ard or rslad, with its first setting as "
+        "in trades:3; each has a control of its own (default: the configuration's)",
+    )
     parser.add_argument("--seed", type=integers, help="seeds (default 0)")
     parser.add_argument(
         "--scratch",
@@ -121,6 +127,7 @@ def _read(file: str | None, arguments: Namespace, settings: Sequence[str]) -> di
         "criterion": ["weight"],
         "amount": None,
         "schedule": [],
+        "objective": [],
         "seed": [0],
         "folder": None,
         "scratch": False,
@@ -167,7 +174,7 @@ def _read_file(file: Path, names: Any) -> dict[str, Any]:
         raise UserError(f"{file}: executor is local or ray")
     if not isinstance(options.get("scratch", False), bool):
         raise UserError(f"{file}: scratch is true or false")
-    for name, kind in (("criterion", str), ("schedule", str), ("seed", int)):
+    for name, kind in (("criterion", str), ("schedule", str), ("objective", str), ("seed", int)):
         value = options.get(name, [])
         if not isinstance(value, list) or not all(isinstance(v, kind) for v in value):
             raise UserError(f"{file}: {name} is a list of {kind.__name__}")

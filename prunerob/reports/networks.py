@@ -25,12 +25,14 @@ class Point:
     Args:
         recipe: how the dense network was trained.
         method: how it was pruned; "" for the dense network.
+        objective: of fine-tuning, where it has one of its own; "" otherwise.
         amount: the share pruned, as asked for, in [0, 1); 0 with a method is the control.
         is_scratch: trained from fresh weights under the masks of the pruned network.
     """
 
     recipe: str
     method: str = ""
+    objective: str = ""
     amount: float = 0.0
     is_scratch: bool = False
 
@@ -51,8 +53,8 @@ class Point:
 
     @property
     def control(self) -> Point:
-        """The control of the same recipe."""
-        return Point(recipe=self.recipe, method=CONTROL)
+        """The control of the same recipe, fine-tuned by the same objective."""
+        return Point(recipe=self.recipe, method=CONTROL, objective=self.objective)
 
     @property
     def pruned(self) -> str:
@@ -60,7 +62,7 @@ class Point:
         if self.is_dense:
             return "0"
         if self.is_control:
-            return "0, control"
+            return f"0, control, {self.objective}" if self.objective else "0, control"
         share = f"{self.method} {100 * self.amount:g} %"
         return f"{share}, from scratch" if self.is_scratch else share
 

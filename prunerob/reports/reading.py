@@ -119,7 +119,7 @@ def _read_run(run: Run, config: Mapping[str, Any], recipe: str | None) -> Iterab
     model = config["model"]
     trained = training(config)
     _ = config["pruning"]["epoch"], config["trainer"]["max_epochs"]  # whose lack is damage
-    point = _point(recipe or trained, pruning)
+    point = _point(recipe or trained, pruning, _objective(model["fine_tuning"]))
     validation = json.loads(run.summary.read_text()).get("validation", {})
     stems = {"robustness": (point, validation)}
     if pruning and (run.folder / "robustness_before_pruning.json").is_file():
@@ -164,16 +164,31 @@ def training(config: Mapping[str, Any]) -> str:
     if not attack.perturbs:
         return "standard"
     predicted = getattr(attack, "label", "true") == "predicted"
-    return f"{attack.name}, predicted labels" if predicted else attack.name
+    name = f"{attack.name}, predicted labels" if predicted else attack.name
+    objective = _objective(config["model"]["adversarial_training"])
+    return name if objective in ("", "CrossEntropy") else f"{name}, {objective}"
 
 
-def _point(recipe: str, pruning: Mapping[str, Any] | None) -> Point:
+def _objective(settings: object) -> str:
+    """What the objective in settings is called, with its own settings; "" where there is none."""
+    record = settings.get("objective") if isinstance(settings, Mapping) else None
+    if not isinstance(record, Mapping):
+        return ""
+    parts = [
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in (record.get("init_args") or {}).items()
+    ]
+    name = _function(str(record["class_path"]))
+    return f"{name} ({', '.join(parts)})" if parts else name
+
+
+def _point(recipe: str, pruning: Mapping[str, Any] | None, objective: str) -> Point:
     if not pruning:
         return Point(recipe=recipe)
     masks_from = pruning["masks_from"]
     is_scratch = pruning["epoch"] == 0 and masks_from is not None
     if pruning["amount"] == 0 and masks_from is None:
-        return Point(recipe=recipe, method=CONTROL)
+        return Point(recipe=recipe, method=CONTROL, objective=objective)
     function = _function(pruning["criterion"])
     method = METHODS.get(function, function)
     if pruning["unit"] == "filters":
@@ -186,7 +201,14 @@ def _point(recipe: str, pruning: Mapping[str, Any] | None) -> Point:
     if not is_scratch:
         method += " before training" if pruning["epoch"] == 0 else ""
         method += " by masks of another run" if masks_from is not None else ""
-    return Point(recipe=recipe, method=method, amount=pruning["amount"], is_scratch=is_scratch)
+        method += f", {objective}" if objective else ""
+    return Point(
+        recipe=recipe,
+        method=method,
+        objective="" if is_scratch else objective,
+        amount=pruning["amount"],
+        is_scratch=is_scratch,
+    )
 
 
 def _data_set(config: Mapping[str, Any]) -> str:

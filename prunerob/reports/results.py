@@ -295,4 +295,6 @@ def _order(result: Result) -> tuple[object, ...]:
     first = next((i for i, t in enumerate(trainings) if point.recipe.startswith(t)), 9)
     kinds = 0 if point.is_dense else 1 if point.is_control else 2
     method = (not point.method.startswith("weight"), point.method)
-    return first, point.recipe, kinds, method, -point.amount, point.is_scratch, result.seed
+    control = point.objective if point.is_control else ""
+    amount = -point.amount
+    return first, point.recipe, kinds, control, method, amount, point.is_scratch, result.seed

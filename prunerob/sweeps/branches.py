@@ -23,6 +23,8 @@ class Branch:
         residual: what becomes of filters that write to a residual stream; None likewise.
         scratch: hold its masks on fresh weights from the first epoch on.
         schedule: "one_shot", or "gradual:3" with its epochs; None for the configuration's.
+        objective: of fine-tuning, as "trades", or "trades:3" with its first setting; None for the
+            configuration's. Each has a control of its own.
     """
 
     criterion: str
@@ -31,15 +33,17 @@ class Branch:
     residual: str | None = None
     scratch: bool = False
     schedule: str | None = None
+    objective: str | None = None
 
     @property
     def name(self) -> str:
         """The name of its runs' folders."""
+        objective = self.objective and self.objective.replace(":", "-")
         if self.amount == 0:
-            return "control"
+            return f"control-{objective}" if objective else "control"
         criterion = self.criterion.rsplit(".", 1)[-1]
         schedule = self.schedule and self.schedule.replace(":", "-")
-        parts = [criterion, self.reading, self.residual, schedule, str(self.amount)]
+        parts = [criterion, self.reading, self.residual, schedule, objective, str(self.amount)]
         return "-".join(part for part in [*parts, "scratch" if self.scratch else None] if part)
 
     def settings(self) -> list[str]:
@@ -52,7 +56,15 @@ class Branch:
             kind, _, epochs = self.schedule.partition(":")
             settings += ["--pruning.schedule", SCHEDULES[kind]]
             settings += ["--pruning.schedule.epochs", epochs] if epochs else []
+        if self.objective:
+            key, (path, name, value) = "--model.fine_tuning.objective", self._objective()
+            settings += [key, path, *([f"{key}.{name}", value] if value else [])]
         return settings
+
+    def _objective(self) -> tuple[str, str, str]:
+        """Its import path, its first setting's name, and that setting as text if it has one."""
+        kind, _, value = (self.objective or "").partition(":")
+        return *OBJECTIVES[kind], value
 
     def schedule_record(self) -> dict[str, Any]:
         """What a configuration records of its schedule."""
@@ -61,6 +73,21 @@ class Branch:
             "class_path": SCHEDULES[kind],
             "init_args": {"epochs": int(epochs)} if epochs else {},
         }
+
+    def objective_record(self) -> dict[str, Any]:
+        """What a configuration records of its objective."""
+        path, name, value = self._objective()
+        return {"class_path": path, "init_args": {name: float(value)} if value else {}}
+
+
+OBJECTIVES = {
+    "cross_entropy": ("prunerob.training.objectives.CrossEntropy", ""),
+    "trades": ("prunerob.training.objectives.TRADES", "beta"),
+    "mart": ("prunerob.training.objectives.MART", "beta"),
+    "ard": ("prunerob.training.objectives.ARD", "alpha"),
+    "rslad": ("prunerob.training.objectives.RSLAD", "share"),
+}
+"""Import paths of objectives and their first settings, by their short names."""
 
 
 SCHEDULES = {"one_shot": "prunerob.pruning.OneShot", "gradual": "prunerob.pruning.Gradual"}
@@ -88,6 +115,33 @@ def with_schedules(branches: Sequence[Branch], schedules: Sequence[str]) -> list
     for schedule in schedules:
         for branch in branches:
             add_branch(replace(branch, schedule=schedule), made)
+    return made
+
+
+def with_objectives(branches: Sequence[Branch], objectives: Sequence[str]) -> list[Branch]:
+    """Every branch with every objective of fine-tuning, controls too.
+
+    Args:
+        branches: ways to prune.
+        objectives: short names of `OBJECTIVES`, as "rslad", or "trades:3" with a first setting.
+
+    Raises:
+        UserError: one is unknown, or there twice.
+    """
+    refuse_repeated("objective", objectives)
+    for objective in objectives:
+        kind, colon, value = objective.partition(":")
+        if kind not in OBJECTIVES:
+            raise UserError(
+                f"objective: {kind} is unknown; there are {', '.join(OBJECTIVES)}, as in rslad, or "
+                "trades:3 with beta"
+            )
+        if colon and not (OBJECTIVES[kind][1] and re.fullmatch(r"\d+(\.\d+)?", value)):
+            raise UserError(f"objective: {objective}: {value!r} is no setting of {kind}")
+    made: list[Branch] = []
+    for objective in objectives:
+        for branch in branches:
+            add_branch(replace(branch, objective=objective), made)
     return made
 
 

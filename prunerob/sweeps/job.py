@@ -168,6 +168,8 @@ class Job:
                 pruning["residual"] = self.branch.residual or pruning["residual"]
                 if self.branch.schedule:
                     pruning["schedule"] = self.branch.schedule_record()
+            if self.branch.objective:
+                expected["model"]["fine_tuning"]["objective"] = self.branch.objective_record()
         for name, old, new in differences(record, expected):
             free = not self.dense and name.startswith("model.fine_tuning")
             if not free and not name.startswith((*NOT_TRAINING, "pruning.masks_from")):

@@ -18,6 +18,7 @@ from prunerob.sweeps.branches import (
     add_branch,
     make_branches,
     refuse_repeated,
+    with_objectives,
     with_schedules,
 )
 from prunerob.sweeps.executor import Executor
@@ -31,8 +32,8 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
     """A sweep from its options.
 
     Args:
-        options: config, criterion, amount, schedule, seed, folder, scratch and settings, checked
-            here.
+        options: config, criterion, amount, schedule, objective, seed, folder, scratch and settings,
+            checked here.
         resolve: gives the whole configuration that the options of a command line stand for.
 
     Raises:
@@ -46,6 +47,13 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
     branches = _branches(options["criterion"], options["amount"])
     if options.get("schedule"):
         branches = with_schedules(branches, options["schedule"])
+    if options.get("objective"):
+        if options["scratch"]:
+            raise UserError(
+                "objective: is of fine-tuning, and what is trained from scratch has none; leave "
+                "out --scratch"
+            )
+        branches = with_objectives(branches, options["objective"])
     if options["scratch"]:
         branches += [replace(branch, scratch=True) for branch in branches if branch.amount]
     for setting in settings_of_sweeps(options["settings"]):
@@ -68,7 +76,7 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
     seen: dict[object, Branch] = {}
     for branch in branches:
         pruning = _check_branch(resolve(["--config", str(config), *settings, *branch.settings()]))
-        key = (pruning, branch.schedule, branch.amount, branch.scratch)
+        key = (pruning, branch.schedule, branch.objective, branch.amount, branch.scratch)
         other = seen.setdefault(key, branch)
         if other is not branch:
             raise UserError(f"criterion: {other.name} and {branch.name} are the same pruning")

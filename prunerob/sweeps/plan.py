@@ -8,6 +8,7 @@ for each network:
 - weight-0.94, filter-0.75, filter-parameters-0.75, filter-weights-silence-0.75: pruned from dense
   and fine-tuned;
 - weight-gradual-3-0.94: pruned on the way through three epochs of fine-tuning;
+- control-rslad, weight-rslad-0.94: fine-tuned with an objective of its own;
 - weight-0.94-scratch: with the masks of weight-0.94, from fresh weights.
 
 There is no other record: a run is finished when its files are there.
