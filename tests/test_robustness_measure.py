@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +163,134 @@ def test_a_journal_is_of_one_test_alone(tmp_path: Path) -> None:
     (file,) = (folder / "rank 0 of 1").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-5])
     assert Journal(folder, {"seed": 0}).get("a/b") is None, "damaged"
+    again.put("a/b", {"x": torch.arange(3)})
+    again.put("other", {"x": torch.arange(4)})
+    one, two = (folder / "rank 0 of 1").glob("*.safetensors")
+    shutil.copy(one, two)
+    found = [again.get("a/b"), again.get("other")]
+    assert sum(entry is None for entry in found) == 1, "each is of its own name"
     assert Journal(folder, {"seed": 1}).entries == 0
     again.remove()
     assert not folder.exists()
     nothing = Journal(None, {})
     nothing.put("a", {"x": torch.arange(3)})
     assert nothing.get("a") is None
+
+
+HUGE = 1 << 40
+
+
+def damaged(about: Path, kind: str) -> None:
+    """Put something else in place of a journal's about.json."""
+    whole = about.read_bytes()
+    about.unlink()
+    if kind == "huge":
+        with about.open("wb") as opened:
+            opened.truncate(HUGE)  # without a byte of the disk
+    elif kind == "folder":
+        about.mkdir()
+    elif kind == "link to itself":
+        about.symlink_to(about)
+    else:
+        contents = {"cut": whole[:-9], "binary": b"\xff\x00\xfe", "list": b"[]", "empty": b""}
+        about.write_bytes(contents[kind])
+
+
+@pytest.mark.parametrize(
+    "kind", ["cut", "binary", "list", "empty", "huge", "folder", "link to itself"]
+)
+def test_a_damaged_journal_is_begun_again_and_says_so(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "journal"
+    Journal(folder, {"seed": 0}).put("a", {"x": torch.arange(3)})
+    damaged(folder / "rank 0 of 1" / "about.json", kind)
+    with caplog.at_level("INFO"):
+        again = Journal(folder, {"seed": 0})
+    assert "beginning again" in caplog.text
+    assert again.entries == 0
+    again.put("a", {"x": torch.arange(3)})
+    assert Journal(folder, {"seed": 0}).entries == 1
+    again.remove()
+    assert not folder.exists()
+
+
+def test_a_damaged_entry_of_a_journal_is_done_again_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every bit of it counts: a changed one could be a result that nobody measured."""
+    journal = Journal(tmp_path / "journal", {"seed": 0})
+    (tmp_path / "file").touch()
+    entry = {"x": torch.arange(3), "seconds": torch.tensor(0.5, dtype=torch.float64)}
+    journal.put("a", entry)
+    (file,) = (tmp_path / "journal").rglob("*.safetensors")
+    whole = file.read_bytes()
+    contents = [b"", b"[]", (1 << 62).to_bytes(8, "little") + b"{}", whole[:-1], whole + b"x"]
+    for place in range(0, len(whole), 3):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        contents.append(bytes(changed))
+    with caplog.at_level("INFO"):
+        for content in contents:
+            caplog.clear()
+            file.write_bytes(content)
+            if (found := journal.get("a")) is None:
+                assert "is damaged: attacking its images again" in caplog.text
+            else:  # in what is no part of the entry, as the case of a key
+                assert all(torch.equal(found[key], entry[key]) for key in entry)
+                raise AssertionError("all of the file is part of it")
+    file.unlink()
+    file.mkdir()
+    assert journal.get("a") is None
+    journal.put("a", entry)
+    found = journal.get("a")
+    assert found is not None
+    assert torch.equal(found["x"], entry["x"])
+
+
+@pytest.mark.parametrize("place", ["robustness.unfinished", "robustness.unfinished/rank 0 of 1"])
+def test_a_file_in_the_place_of_a_journal(
+    place: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / place).parent.mkdir(exist_ok=True)
+    (run / place).write_text("x")
+    if "/" in place:
+        main(["test"])
+        assert not (run / "robustness.unfinished").exists()
+    else:
+        told = refused(capsys, "test")
+        assert told.endswith("robustness.unfinished cannot be written (File exists)")
+
+
+def test_one_test_at_a_time_of_the_same_weights(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second is told who has them, and takes nothing away; the first ends as if alone."""
+    main(["test", "--ckpt_path", str(run)])
+    alone = (run / "robustness_images.csv").read_text()
+    (run / "robustness_images.csv").unlink()
+    test = ["test", "--ckpt_path", str(run)]
+    code = "import os, signal\nfrom prunerob.attacks import PGD\nfrom prunerob.cli import main\n"
+    code += f"import torch\ntorch.set_num_threads({torch.get_num_threads()})\n"
+    code += "real, stopped = PGD.perturb, []\ndef perturb(*args, **others):\n"
+    code += "    stopped or stopped.append(os.kill(os.getpid(), signal.SIGSTOP))\n"
+    code += f"    return real(*args, **others)\nPGD.perturb = perturb\nmain({test!r})\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    journal = run / "robustness.unfinished"
+    try:
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1]), "it ended"
+        before = sorted(journal.rglob("*"))
+        told = refused(capsys, *test)
+        holder = f"{journal.relative_to(Path.cwd())}", f" is in use by process {process.pid} on "
+        assert all(part in told for part in holder)
+        assert sorted(journal.rglob("*")) == before
+        main(["test", "--ckpt_path", str(run / "checkpoints" / "before_pruning.ckpt")])
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.wait(300) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert (run / "robustness_images.csv").read_text() == alone
+    assert not journal.exists()

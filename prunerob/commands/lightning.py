@@ -326,7 +326,7 @@ class CommandLine(LightningCLI):
         config = self.plain_config()
         record = {g: config["model"][g] for g in ("attacks", "worst_case_attacks")}
         of = {"suite": record, "seed": model.seed, **{k: config[k] for k in ("data", "trainer")}}
-        model.journal = open_journal(weights, model.network, of)
+        model.journal = self.held.enter_context(open_journal(weights, model.network, of))
         self.trainer.test(model, datamodule=datamodule, verbose=False)
         if model.robustness is None:
             raise UserError("trainer.limit_test_batches: 0 leaves nothing to test")
