@@ -132,5 +132,5 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         name = error.filename  # bytes, of TensorBoard's
         name = os.fsdecode(name) if isinstance(name, bytes) else name
-        return f"{name}: {error.strerror}"
+        return " ".join(f"{name}: {error.strerror}".split())
     return " ".join(str(error).split())

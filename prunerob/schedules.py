@@ -92,6 +92,10 @@ class Cosine(Schedule):
 
     end: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.end < 0:
+            raise ValueError(f"end of Cosine: {self.end} is below 0")
+
     def __call__(self, optimizer: Optimizer, steps: int) -> LRSchedulerConfigType | None:
         """Build the scheduler; see `Schedule.__call__`."""
         # Not CosineAnnealingLR, whose last rate is one number for all parameter groups.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,9 @@ QUICK = [
     ("model.attacks", None),
     ("pruning.amount", None),
     ("pruning.amount", float("nan")),
+    ("model.adversarial_training.ramp_epochs", float("inf")),
+    ("model.adversarial_training.weight_perturbation_warmup", float("inf")),
+    ("model.fine_tuning.ramp_epochs", float("inf")),
 ]
 
 
@@ -110,6 +114,69 @@ def test_a_wrong_value_is_told_with_its_key(
     base["model"]["adversarial_training"]["weight"] = 0.5
     path = tuple(key.split("."))
     attempt(changed(base, path, value), path, capsys)
+
+
+def settings(class_path: str, **init_args: object) -> dict[str, object]:
+    return {"class_path": class_path, "init_args": init_args}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told_of"),
+    [
+        (
+            "model.optimizer",
+            settings("torch.optim.LBFGS", lr=0.1),
+            "model.optimizer or model.schedule: cannot train this network: ",
+        ),
+        (
+            "model.fine_tuning.optimizer",
+            settings("torch.optim.SparseAdam", lr=0.1),
+            "model.fine_tuning: cannot train this network: SparseAdam",
+        ),
+        (
+            "model.schedule.init_args.scheduler.init_args.step_size",
+            0,
+            "model.optimizer or model.schedule: cannot train this network: integer modulo by zero",
+        ),
+        ("model.schedule", settings("prunerob.schedules.Cosine", end=-1), "end of Cosine: -1.0"),
+        (
+            "pruning.criterion",
+            settings("prunerob.pruning.Hydra", momentum=2),
+            "momentum of Hydra: 2.0 lies outside [0, 1)",
+        ),
+        (
+            "pruning.criterion",
+            settings("prunerob.pruning.Harp", weight_decay=-1),
+            "weight_decay of Harp: -1.0 is below 0",
+        ),
+        (
+            "model.network",
+            settings("torch.nn.Conv2d", in_channels=1, out_channels=10, kernel_size=28),
+            "model.network: Conv2d answers (1, 10, 1, 1) for an image, not (1, classes)",
+        ),
+    ],
+)
+def test_settings_that_would_fail_in_training_are_told_before(
+    key: str, value: object, told_of: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load(Path(TINY).read_text())
+    config["model"]["schedule"] = config["model"]["fine_tuning"].pop("schedule")
+    Path("c.yaml").write_text(yaml.safe_dump(changed(config, tuple(key.split(".")), value)))
+    told = refused(capsys, "fit", "--config", "c.yaml")
+    assert told.startswith(f"prunerob: error: {told_of}")
+
+
+def test_a_pipe_in_the_place_of_weights_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    told = refused(capsys, "fit", "--config", TINY, "--model.weights", "pipe")
+    assert told == "prunerob: error: model.weights: pipe is no regular file"
+
+
+def test_a_name_with_a_line_break_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(capsys, "fit", "--config", TINY, "--model.weights", "no\nthing")
+    assert "no thing: No such file or directory" in told
 
 
 @pytest.mark.slow

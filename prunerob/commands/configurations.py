@@ -64,9 +64,9 @@ def _check_group(value: object, group: str) -> None:
 
 
 def check_values(config: Namespace) -> None:
-    """See that nothing is null that needs a value, for which jsonargparse takes null, and no NaN.
+    """See that nothing is null that needs a value, for which jsonargparse takes null.
 
-    Nor may a number be 0 that Lightning divides by.
+    Every number must be finite, and above 0 if Lightning divides by it.
 
     Raises:
         UserError: something is.
@@ -138,6 +138,8 @@ def _check_values(value: object, kind: object, key: str) -> None:
                 raise UserError(f"{key}.{name}: is null; leave it out to take its default")
         elif isinstance(part, float) and math.isnan(part):
             raise UserError(f"{key}.{name}: is not a number (nan)")
+        elif isinstance(part, float) and math.isinf(part):
+            raise UserError(f"{key}.{name}: is infinite")
         else:
             _check_values(part, hints.get(name), f"{key}.{name}")
 

@@ -56,7 +56,8 @@ class Harp:
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
-        check_learning(self.epochs, self.lr, type(self).__name__)
+        name = type(self).__name__
+        check_learning(self.epochs, self.lr, self.momentum, self.weight_decay, name)
         if self.start <= 1:
             raise ValueError(f"start of {type(self).__name__}: {self.start} is not above 1")
         if self.gamma <= 0:

@@ -45,7 +45,8 @@ class Hydra:
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
-        check_learning(self.epochs, self.lr, type(self).__name__)
+        name = type(self).__name__
+        check_learning(self.epochs, self.lr, self.momentum, self.weight_decay, name)
 
     def __call__(
         self,
@@ -178,7 +179,7 @@ def own_random_state(seed: int, batches: ScoringBatches) -> Iterator[None]:
         yield
 
 
-def check_learning(epochs: int, lr: float, name: str) -> None:
+def check_learning(epochs: int, lr: float, momentum: float, weight_decay: float, name: str) -> None:
     """See that settings of learning can be.
 
     Raises:
@@ -188,3 +189,7 @@ def check_learning(epochs: int, lr: float, name: str) -> None:
         raise ValueError(f"epochs of {name}: {epochs} is below 1")
     if lr <= 0:
         raise ValueError(f"lr of {name}: {lr} is not above 0")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum of {name}: {momentum} lies outside [0, 1)")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay of {name}: {weight_decay} is below 0")

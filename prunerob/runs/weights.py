@@ -144,6 +144,8 @@ def read_weights(file: Path, *, key: str = "ckpt_path") -> Mapping[str, Tensor]:
     Raises:
         UserError: it cannot be read, or holds no weights.
     """
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise UserError(f"{key}: {file} is no regular file")
     if file.suffix == ".safetensors":
         try:
             return load_file(file)

@@ -125,9 +125,13 @@ def check_images(network: nn.Module, batches: Batches, trainer: Trainer) -> None
     precision = trainer.precision_plugin
     try:
         with precision.forward_context():
-            classes = _answer(network, precision.convert_input(x)).shape[1]
+            answer = _answer(network, precision.convert_input(x))
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"model.network: {name} does not take images {shape}: {error}") from None
+    if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != 1:
+        form = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise UserError(f"model.network: {name} answers {form} for an image, not (1, classes)")
+    classes = answer.shape[1]
     labels = int(batches.images.labels.max()) + 1
     if labels > classes:
         raise UserError(f"model.network: {name} has {classes} classes, but the data {labels}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
+import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
@@ -117,17 +120,24 @@ class Phase:
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def check(self, network: nn.Module) -> None:
-        """Build both, to refuse bad settings early.
+        """Build both for weights of the same form, and try a step, to refuse bad settings early.
 
         Raises:
-            UserError: the optimizer or the schedule refuses its settings.
+            UserError: the optimizer or the schedule refuses its settings, or cannot step.
         """
+        trial = copy.deepcopy(network)
+        for parameter in trial.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         try:
-            self.configure(network)
+            made = cast(dict[str, Any], self.configure(trial))
+            made["optimizer"].step(lambda: torch.zeros(()))
+            if "lr_scheduler" in made:
+                made["lr_scheduler"]["scheduler"].step()
         except UserError:
             raise
-        except (ValueError, TypeError, ZeroDivisionError) as error:
-            raise UserError(f"{self.keys}: {error}") from None
+        except Exception as error:  # one of the user's may fail in any way
+            why = str(error) or type(error).__name__
+            raise UserError(f"{self.keys}: cannot train this network: {why:.300}") from None
 
 
 def make_phases(
