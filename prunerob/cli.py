@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from prunerob import __version__
@@ -79,6 +80,8 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"prunerob {__version__}")
     else:
         try:
+            if not _has_working_directory():
+                raise UserError("the working directory was removed; change to another")
             if any("\0" in arg for arg in args):
                 raise UserError("the command line holds a null character")
             if args[0] not in MODULES:
@@ -90,6 +93,14 @@ def main(args: Sequence[str] | None = None) -> None:
         except (UserError, OSError) as error:
             sys.stderr.write(f"prunerob: error: {one_line(error)}\n")
             raise SystemExit(2) from None
+
+
+def _has_working_directory() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class Lasting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from time import perf_counter
 
 import pytest
@@ -58,3 +59,20 @@ def test_a_reader_that_leaves_ends_no_training() -> None:
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"the end")
+
+
+def test_a_working_directory_that_is_gone_is_told(tmp_path: Path) -> None:
+    code = "import os\nos.mkdir('gone')\nos.chdir('gone')\nos.rmdir(os.getcwd())\n"
+    code += "from prunerob.cli import main\nmain(['report', 'x'])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "prunerob: error: the working directory was removed; change to another\n"
+    )

@@ -132,11 +132,16 @@ def open_journal(
     """
     result = weights.result("robustness")
     folder = result.with_name(f"{result.name}.unfinished")
-    with locked(folder) if rank_zero_only.rank == 0 else nullcontext():
+    with locked(folder) if _is_first() else nullcontext():
         journal = Journal(folder, {"weights": fingerprint(network), **about})
         if journal.entries:
             rank_zero_info("An earlier test of this was not finished: going on with what it found")
         yield journal
+
+
+def _is_first() -> bool:
+    """Whether this is rank 0, which is known before the ranks have met."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def fingerprint(network: nn.Module) -> str:
