@@ -51,6 +51,21 @@ def check_trainer(
             "from 0); raise trainer.max_epochs, or set pruning.epoch to null to train without "
             "pruning"
         )
+    check_time(epochs, epoch, schedule, amount)
+
+
+def check_time(epochs: int, epoch: int, schedule: PruningSchedule, amount: float) -> None:
+    """See that a schedule comes to its end within a run.
+
+    Args:
+        epochs: of the run.
+        epoch: the prune epoch.
+        schedule: from there on.
+        amount: to prune in the end.
+
+    Raises:
+        UserError: it does not.
+    """
     lasts = schedule.lasts(amount)
     if schedule.round_epochs and epochs != epoch + lasts + schedule.round_epochs:
         raise UserError(

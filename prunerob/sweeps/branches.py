@@ -167,7 +167,7 @@ def make_branches(criteria: Sequence[str], amounts: Sequence[float]) -> list[Bra
             raise UserError(
                 f"criterion: {criterion} is unknown; there are {known}, and import paths"
             )
-        if reading and reading not in get_args(Reading):
+        if text.endswith(":") or (reading and reading not in get_args(Reading)):
             raise UserError(
                 f"criterion: {text}: the readings are {', '.join(get_args(Reading))}; what becomes "
                 "of residual streams comes third, as in filter:weights:silence"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunerob.errors import UserError
+from prunerob.pruning.checks import check_time
 from prunerob.pruning.cut import Cut
 from prunerob.pruning.scores import name_of, scores_filters
 from prunerob.runs.configuration import Resolve, instantiate
@@ -45,9 +46,9 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
     seeds = options["seed"]
     refuse_repeated("seed", seeds)
     branches = _branches(options["criterion"], options["amount"])
-    if options.get("schedule"):
+    if options.get("schedule") is not None:
         branches = with_schedules(branches, options["schedule"])
-    if options.get("objective"):
+    if options.get("objective") is not None:
         if options["scratch"]:
             raise UserError(
                 "objective: is of fine-tuning, and what is trained from scratch has none; leave "
@@ -58,6 +59,8 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
         branches += [replace(branch, scratch=True) for branch in branches if branch.amount]
     for setting in settings_of_sweeps(options["settings"]):
         raise UserError(f"{setting} is what a sweep sets itself; see `prunerob sweep --help`")
+    if options["folder"] == "":  # as of a shell's variable that is not set
+        raise UserError("folder: an empty name is no folder")
     folder = Path(options["folder"] or Path("sweeps") / config.stem)
     settings = list(options["settings"])
     plain = resolve(["--config", str(config), *settings])
@@ -99,11 +102,15 @@ def _check_branch(plain: Mapping[str, Any]) -> object:
         network = instantiate(plain["model"]["network"])
         cut = Cut.read(pruning)
         cut.scores(network)
+        schedule = instantiate(pruning["schedule"])
     except UserError:
         raise
     except Exception:  # what only the configuration's own parser can build, the run will check
         return json.dumps(pruning, sort_keys=True)
     scores, name = cut.check(network), name_of(cut.criterion)
+    epochs, epoch = plain["trainer"]["max_epochs"], pruning["epoch"]
+    if epoch is not None and epochs is not None and epoch < epochs and cut.amount:
+        check_time(epochs, epoch, schedule, cut.amount)
     return (name, cut.reading, cut.residual) if scores_filters(scores) else name
 
 

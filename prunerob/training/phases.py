@@ -130,11 +130,14 @@ class Phase:
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         try:
             made = cast(dict[str, Any], self.configure(trial))
+        except UserError:
+            raise
+        except (ValueError, TypeError, ZeroDivisionError) as error:
+            raise UserError(f"{self.keys}: {error}") from None
+        try:
             made["optimizer"].step(lambda: torch.zeros(()))
             if "lr_scheduler" in made:
                 made["lr_scheduler"]["scheduler"].step()
-        except UserError:
-            raise
         except Exception as error:  # one of the user's may fail in any way
             why = str(error) or type(error).__name__
             raise UserError(f"{self.keys}: cannot train this network: {why:.300}") from None
