@@ -22,9 +22,11 @@ class Pixels(float):
     def __new__(cls, value: float | str = 0.0) -> Pixels:
         """Read and check a distance."""
         try:
+            if isinstance(value, bool):
+                raise TypeError
             # Fraction("0.3") is exactly 3/10, and float() of it the nearest double: 0.3.
             number = float(Fraction(value) if isinstance(value, str) else value)
-        except (ValueError, ZeroDivisionError, TypeError):
+        except (ValueError, ZeroDivisionError, TypeError, OverflowError):
             raise ValueError(f"{value!r} is not a number or a fraction such as 8/255") from None
         if not 0 <= number <= 1:
             hint = f"; is {value}/255 meant?" if 1 < number <= 255 else ""

@@ -417,7 +417,9 @@ def test_half_normal_is_the_truncated_gaussian() -> None:
     assert abs((eps < 0.15).double().mean() - 0.6827 / 0.9545) < 0.005
 
 
-@pytest.mark.parametrize("value", ["8", 8, "-0.1", -0.1, "1.01", "nan", "8/0", "many", "255/8"])
+@pytest.mark.parametrize(
+    "value", ["8", 8, "-0.1", -0.1, "1.01", "nan", "8/0", "many", "255/8", "1e400", True]
+)
 def test_pixels_outside_the_image_cube_are_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"outside \[0, 1\]|not a number"):
         PGD(eps=value)  # type: ignore[arg-type]
