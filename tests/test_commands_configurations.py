@@ -166,6 +166,17 @@ def test_settings_that_would_fail_in_training_are_told_before(
     assert told.startswith(f"prunerob: error: {told_of}")
 
 
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "\u202e"])
+def test_an_attack_has_a_name_that_a_table_can_show(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load(Path(TINY).read_text())
+    config["model"]["attacks"][name] = settings("prunerob.attacks.FGSM")
+    Path("c.yaml").write_text(yaml.safe_dump(config))
+    told = refused(capsys, "fit", "--config", "c.yaml")
+    assert told == f"prunerob: error: model.attacks: {name!r} is no name that a table can show"
+
+
 def test_a_pipe_in_the_place_of_weights_is_not_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

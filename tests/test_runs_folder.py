@@ -93,6 +93,11 @@ def test_checkpoints_are_written_beside_their_place_with_the_mode_of_other_files
     assert torch.equal(torch.load(tmp_path / "last.ckpt")["a"], torch.ones(3))
 
 
+def test_names_that_are_no_utf8_are_written_all_the_same(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a.csv", os.fsdecode(b"\xff.png,1"))
+    assert (tmp_path / "a.csv").read_text("utf-8") == "\\udcff.png,1"
+
+
 def test_predictions_are_whole_or_none(tmp_path: Path) -> None:
     file = tmp_path / "predictions.csv"
 

@@ -109,7 +109,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
     unfinished = file.with_name(f"{file.name}.unfinished")
     try:
         with unfinished.open("wb") as opened:
-            opened.write(content.encode() if isinstance(content, str) else content)
+            opened.write(content if isinstance(content, bytes) else _encoded(content))
             opened.flush()
             os.fsync(opened.fileno())
         unfinished.replace(file)
@@ -119,6 +119,11 @@ def write_whole(file: Path, content: str | bytes) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(file.parent)) from None
         raise
+
+
+def _encoded(text: str) -> bytes:
+    """As UTF-8; a byte of a file's name that is none is written as \\udcff."""
+    return text.encode(errors="backslashreplace")
 
 
 def check_writable(folder: Path) -> None:

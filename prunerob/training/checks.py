@@ -83,6 +83,9 @@ def check_attacks(
     for group, suite in (("attacks", attacks), ("worst_case_attacks", worst_case_attacks)):
         if again := sorted(taken & suite.keys()):
             raise UserError(f"model.{group}: {again[0]!r} is the name of something else already")
+        for name in suite:
+            if not name.strip() or not name.isprintable():
+                raise UserError(f"model.{group}: {name!r} is no name that a table can show")
         taken |= suite.keys()
     for group, others in (
         ("adversarial_training", [training]),
