@@ -122,7 +122,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
 
 def _encoded(text: str) -> bytes:
-    """As UTF-8; a byte of a file's name that is none is written as \\udcff."""
+    """As UTF-8; a byte of a file's name that is none is written by its number."""
     return text.encode(errors="backslashreplace")
 
 
