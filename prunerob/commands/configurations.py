@@ -23,6 +23,14 @@ from prunerob.training.classifier import Classifier
 GROUPS = ("trainer", "data", "model", "model.adversarial_training", "model.fine_tuning", "pruning")
 """Keys that hold settings; jsonargparse takes any value for some of them."""
 
+WRITER_SETTINGS = {
+    "purge_step": ("a whole number", True),
+    "max_queue": ("a whole number", False),
+    "flush_secs": ("a number of seconds below 1e9", False),
+    "filename_suffix": ("a text", False),
+}
+"""What TensorBoard's writer takes, and whether null stands for its default; it checks none."""
+
 COUNTS = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch")
 """Keys of numbers that Lightning divides by."""
 
@@ -80,6 +88,9 @@ def check_values(config: Namespace) -> None:
     clip = config.get("trainer.gradient_clip_val")
     if isinstance(clip, int | float) and clip < 0:  # Lightning would not clip, and not say so
         raise UserError(f"trainer.gradient_clip_val: {clip} is below 0")
+    if config.get("trainer.limit_train_batches") == 0:
+        raise UserError("trainer.limit_train_batches: 0 leaves nothing to train on")
+    _check_writer_settings(config.get("trainer.logger"))
     for group, kind in (
         ("trainer", Trainer),
         ("data", None),
@@ -87,6 +98,29 @@ def check_values(config: Namespace) -> None:
         ("pruning", Pruning),
     ):
         _check_values(config.get(group), kind, group)
+
+
+def _check_writer_settings(loggers: object) -> None:
+    """See that a TensorBoardLogger's `**kwargs` are of the types that its writer works with."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if not isinstance(logger, Namespace):
+            continue
+        for group in ("init_args", "dict_kwargs"):
+            settings = logger.get(group)
+            settings = vars(settings) if isinstance(settings, Namespace) else settings
+            for name, value in (settings or {}).items():
+                if name in WRITER_SETTINGS and not _fits(value, *WRITER_SETTINGS[name]):
+                    raise UserError(
+                        f"trainer.logger.{group}.{name}: {value!r:.40} is not "
+                        f"{WRITER_SETTINGS[name][0]}"
+                    )
+
+
+def _fits(value: object, kind: str, admits_null: bool) -> bool:
+    if value is None or kind == "a text":
+        return admits_null if value is None else isinstance(value, str)
+    is_number = isinstance(value, int if kind == "a whole number" else int | float)
+    return is_number and not isinstance(value, bool) and 0 <= cast(float, value) < 1e9
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -121,6 +155,8 @@ def _check_values(value: object, kind: object, key: str) -> None:
     if not isinstance(value, Namespace):
         return
     if "class_path" in value:
+        if value.class_path in ("typing.Union", "torch.nn.Module"):  # jsonargparse's, for {}
+            raise UserError(f"{key}: names no class; set {key}.class_path")
         kind, value = find_object(value.class_path), value.get("init_args")
         key = f"{key}.init_args"
     if not isinstance(value, Namespace):

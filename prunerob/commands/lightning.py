@@ -299,7 +299,7 @@ class CommandLine(LightningCLI):
 
     def fit(self, model: Classifier, datamodule: ImageDataModule, ckpt_path: str | None) -> None:
         """Train, prune, fine-tune."""
-        if ckpt_path:
+        if ckpt_path is not None:
             # Already found, unless a configuration that repeats a branched run names it.
             file = (self.weights or find_weights(ckpt_path)).file
             # A run that was killed in its last moments has no summary: fit brings it to its end.

@@ -262,7 +262,13 @@ def _read_state(place: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: nothing.
     """
-    file = find_weights(place).file
+    if not place:
+        raise UserError("pruning.masks_from: is empty; name a pruned run, or null for none")
+    try:
+        file = find_weights(place).file
+    except UserError as error:
+        told = str(error).removeprefix("ckpt_path: ")
+        raise UserError(f"pruning.masks_from: {told}") from None
     callbacks = read_checkpoint(file).get("callbacks")
     state = callbacks.get(STATE) if isinstance(callbacks, dict) else None
     if not state or "masks" not in state:

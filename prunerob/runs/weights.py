@@ -72,6 +72,8 @@ def find_weights(place: str | None, config: str | None = None) -> Weights:
                 "folder or a .safetensors file"
             )
         return _of_run(run, place or "last", "the run of that configuration")
+    if place == "":
+        raise UserError("ckpt_path: is empty; name a run's folder or a checkpoint")
     if place is None or place in CHECKPOINTS:
         return _of_run(newest_finished_run(), place or "last", "the newest finished run")
     if place.startswith(("http://", "https://")):
