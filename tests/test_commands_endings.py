@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -52,3 +53,28 @@ def test_a_limit_that_leaves_no_epoch_is_no_success(
     else:
         told = refused(capsys, "fit", "--config", TINY, "--trainer.max_time", limit)
     assert told.startswith("prunerob: error: trainer.max_time: ended training before an epoch")
+
+
+def test_fit_ends_with_its_result_and_what_comes_next(caplog: pytest.LogCaptureFixture) -> None:
+    main(["fit", "--config", TINY])
+    summary = json.loads((RUN / "summary.json").read_text())
+    pruning = json.loads((RUN / "pruning.json").read_text())
+    told = next(m for m in caplog.messages if m.startswith("Validation images classified right:"))
+    lines = [" ".join(line.split()) for line in told.splitlines()]
+    for moment, called in (("before", "before pruning"), ("fine-tuned", "at the end")):
+        clean = pruning["validation"][moment]["clean"]
+        start = f"{called} {clean['accuracy']:.1%} clean ({clean['images']:,} images),"
+        assert any(line.startswith(start) for line in lines), told
+    before = sum(layer["parameters_before"] for layer in pruning["layers"])
+    after = sum(layer["parameters_after"] for layer in pruning["layers"])
+    assert after < before
+    assert f"Parameters: {before:,} before pruning, {after:,} left" in lines
+    assert any(line.startswith(f"Trained {summary['epochs']} epochs in ") for line in lines)
+    assert lines[-1] == f"What AutoAttack leaves: prunerob test --ckpt_path {RUN}"
+
+
+def test_fit_without_pruning_tells_its_result(caplog: pytest.LogCaptureFixture) -> None:
+    main(["fit", "--config", TINY, "--trainer.max_epochs", "1", "--pruning.epoch", "null"])
+    told = next(m for m in caplog.messages if m.startswith("Validation images classified right:"))
+    assert "at the end" in told
+    assert "pruning" not in told

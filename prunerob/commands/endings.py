@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from prunerob.runs.ranks import lost_ranks
 from prunerob.statistics import wilson_interval
 from prunerob.training.classifier import Classifier
 from prunerob.training.phases import TRAINING
+from prunerob.training.progress import duration
 
 
 @contextmanager
@@ -76,6 +78,8 @@ def _conclude(trainer: Trainer, model: Classifier, run: Run) -> None:
         raise UserError("Stopped in its first epoch: nothing is saved")
     rank_zero_info(f"Run: {run.folder}")
     if run.summary.is_file():
+        if has_finished(trainer):
+            rank_zero_info(result(run))
         if has_finished(trainer) and (doubt := _at_chance(trainer, model)):
             rank_zero_info(doubt)
         return
@@ -87,6 +91,49 @@ def _conclude(trainer: Trainer, model: Classifier, run: Run) -> None:
     )
     if is_over:
         rank_zero_info("trainer.max_time counts the time of all sessions: raise it")
+
+
+MOMENTS = {"before": "before pruning", "after": "just pruned", "fine-tuned": "at the end"}
+"""How people call the moments that a pruning measures at."""
+
+ACCURACIES = {"clean": "clean", "robust": "under the validation attack"}
+"""The accuracies of a result, and how people call them; others are in summary.json."""
+
+
+def result(run: Run) -> str:
+    """What a finished run came to: accuracies before and after pruning, size, time; what is next.
+
+    Args:
+        run: with its summary.
+    """
+    summary = json.loads(run.summary.read_text("utf-8"))
+    file = run.folder / "pruning.json"
+    pruning = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    validation = pruning.get("validation") or {"fine-tuned": summary["validation"]}
+    lines = []
+    for when, accuracies in validation.items():
+        parts = [
+            f"{accuracies[key]['accuracy']:6.1%} {name} ({accuracies[key]['images']:,} images)"
+            for key, name in ACCURACIES.items()
+            if key in accuracies
+        ]
+        if parts:
+            lines.append(f"  {MOMENTS[when]:<16}{',  '.join(parts)}")
+    if lines:
+        lines.insert(0, "Validation images classified right:")
+    probe, probed = (summary["validation"].get(key) for key in ("probe", "probed"))
+    if probe and probed:
+        lines.append(
+            f"  of {probed['images']} images the validation attack leaves {probed['correct']}, "
+            f"and a short FAB and Square {probe['correct']}"
+        )
+    if pruning:
+        before = sum(layer["parameters_before"] for layer in pruning["layers"])
+        after = sum(layer["parameters_after"] for layer in pruning["layers"])
+        lines.append(f"Parameters: {before:,} before pruning, {after:,} left")
+    lines.append(f"Trained {summary['epochs']} epochs in {duration(summary['seconds'])}")
+    lines.append(f"What AutoAttack leaves: prunerob test --ckpt_path {run.folder}")
+    return "\n".join(lines)
 
 
 def _at_chance(trainer: Trainer, model: Classifier) -> str | None:

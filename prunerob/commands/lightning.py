@@ -44,7 +44,7 @@ from prunerob.runs.weights import Weights, find_weights, load_weights
 from prunerob.schedules import Schedule
 from prunerob.training.checkpoints import Checkpoints, about_machine
 from prunerob.training.classifier import Classifier
-from prunerob.training.progress import Progress
+from prunerob.training.progress import Progress, log_above_bars
 from prunerob.training.resuming import check_training_state, restoring
 from prunerob.training.tensorboard import log_robustness, quiet_writers
 
@@ -68,8 +68,9 @@ def run(args: Sequence[str]) -> None:
     Args:
         args: the command line without the program's name.
     """
-    for logger in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(logger).addFilter(lambda record: "Tip:" not in record.getMessage())
+    rank_zero = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: "Tip:" not in record.getMessage())
+    log_above_bars()
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
     warnings.filterwarnings("ignore", r".*smaller than the logging interval")  # logs are by epoch
     warnings.filterwarnings("ignore", r".*recommended to use .*sync_dist=True")  # counts are of all
@@ -81,9 +82,8 @@ def run(args: Sequence[str]) -> None:
     if command != "fit":  # where weights to begin with are those that are meant
         known.add_argument("--model.weights", dest="ckpt_path")
     options, rest = known.parse_known_args(rest)
-    asks = {"-h", "--help", "--print_config"} & {word.split("=")[0] for word in rest}
     configs = list(options.config)
-
+    asks = {"-h", "--help", "--print_config"} & {word.split("=")[0] for word in rest}
     weights = None
     if command == "fit" and options.ckpt_path in CHECKPOINTS and not configs:
         raise UserError(

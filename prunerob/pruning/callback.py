@@ -315,7 +315,6 @@ class Pruning(Callback):
             check_held(module.network.state_dict(), self.masks, "at the end")
             text = self.record.to_json(self.settings, self._layers(module))
             write_whole(folder / "pruning.json", text)
-        rank_zero_info(self.record.describe_accuracies())
 
     def describe(self, module: Classifier, epoch: int) -> str:
         """What pruning did by the start of an epoch, layer by layer, as text."""
@@ -323,7 +322,7 @@ class Pruning(Callback):
             return "Not pruned"
         criterion = self.cut.criterion
         name = getattr(criterion, "__name__", str(criterion))
-        headline = f"Pruned by {name} at the start of epoch {epoch}:"
+        headline = f"Pruned by {name} after {epoch} epochs:"
         return self.record.describe(headline, self.cut.keep_multiple_of, self._layers(module))
 
     def _layers(self, module: Classifier) -> list[Layer]:
