@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from prunerob.data.batches import Images
-from prunerob.data.files import find_images, read_image
+from prunerob.data.files import find_images, passed_over, read_image
 from prunerob.data.images import ImageDataModule
 from prunerob.errors import UserError
 
@@ -68,6 +68,9 @@ class ImageFolder(ImageDataModule):
         shape = self.read(first, (1 if self.grey else 3,)).shape
         parts = self._read_all(train, labels, shape), self._read_all(test, labels, shape)
         counts = " and ".join(f"{len(images.labels):,}" for images in parts)
+        for part in ("train", "test"):
+            if others := passed_over(Path(self.folder) / part):
+                rank_zero_info(others)
         names = ", ".join(labels) if len(labels) <= 20 else f"{min(labels)} to {max(labels)}"
         rank_zero_info(f"{counts} images for training and test, {len(labels)} classes: {names}")
         return parts
