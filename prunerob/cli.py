@@ -124,7 +124,7 @@ def _open_streams() -> None:
                 os.close(nowhere)
             else:
                 os.set_inheritable(number, True)
-        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _check_printed() -> None:

@@ -68,7 +68,7 @@ def test_what_is_called_an_image_and_is_none_is_told(tmp_path: Path, leads: str)
     write_png(torch.zeros(1, 28, 28, dtype=torch.uint8), str(tmp_path / "good.png"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "a.png").symlink_to(leads)  # to nothing, to itself, to a folder
-    with pytest.raises(UserError, match=r"predict_folder: .*a\.png is a link that leads to no file"):
+    with pytest.raises(UserError, match=r"folder: .*a\.png is a link that leads to no file"):
         find_images(tmp_path, "data.predict_folder")
     (tmp_path / "a.png").unlink()
     os.mkfifo(tmp_path / "pipe.jpg")

@@ -31,6 +31,28 @@ def test_settings_of_a_newer_version_do_not_make_other_attacks(swept: Path) -> N
         read_results([str(swept)])
 
 
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        ("shares", "weights", None),
+        ("shares", "filters", 2),
+        ("layers", "channels_after", {}),
+        ("layers", "channels_before", 0),
+        ("layers", "parameters_after", -1),
+    ],
+)
+def test_counts_of_pruning_that_are_none_are_damage(
+    group: str, name: str, value: object, swept: Path
+) -> None:
+    run = swept / "seed0" / "weight-0.5"
+    record = json.loads((run / "pruning.json").read_text())
+    place = record["shares"] if group == "shares" else record["layers"][0]
+    place[name] = value
+    (run / "pruning.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"weight-0\.5: its files are damaged"):
+        read_results([str(run)])
+
+
 def test_recipes_are_told_apart_by_as_much_of_their_path_as_it_takes(swept: Path) -> None:
     for place in ("a/x/pgd", "b/x/pgd"):
         shutil.copytree(swept / "seed0" / "dense", Path(place) / "seed0" / "dense")

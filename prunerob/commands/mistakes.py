@@ -12,6 +12,9 @@ from pytorch_lightning.cli import LightningArgumentParser
 from prunerob.errors import UserError
 from prunerob.runs.configuration import find_object
 
+REFUSALS = (TypeError, ValueError, OverflowError, AttributeError, KeyError, ImportError)
+"""What Lightning's Trainer raises where it is made from settings that it cannot take."""
+
 NOT_ACCEPTED = re.compile(r"([\w.]+): ([\w.]+): Option '(\w+)' is not accepted")
 """A key, the class or function that it is set to, and a setting that its signature lacks."""
 

@@ -36,13 +36,13 @@ def check_precision(trainer: Trainer) -> None:
             "precision than float32; use 32-true or a mixed precision"
         )
     device = trainer.strategy.root_device.type
-    if trainer.state.fn == TrainerFn.FITTING and precision == "bf16-mixed":
-        if device in ("cpu", "cuda") and not has_bfloat16(device):
-            rank_zero_warn(
-                f"trainer.precision: this {'CPU' if device == 'cpu' else 'GPU'} has no "
-                "instructions for bfloat16, and training in bf16-mixed may be many times slower "
-                "than in float32; faster: --trainer.precision 32-true"
-            )
+    is_training = trainer.state.fn == TrainerFn.FITTING and precision == "bf16-mixed"
+    if is_training and device in ("cpu", "cuda") and not has_bfloat16(device):
+        rank_zero_warn(
+            f"trainer.precision: this {'CPU' if device == 'cpu' else 'GPU'} has no instructions "
+            "for bfloat16, and training in bf16-mixed may be many times slower than in float32; "
+            "faster: --trainer.precision 32-true"
+        )
 
 
 def check_training(
