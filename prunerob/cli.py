@@ -64,9 +64,11 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the command line without the program's name; by default the process's own.
 
     Raises:
-        SystemExit: with status 2 after a mistake in the request; one line says which.
+        SystemExit: with status 2 after a mistake in the request, or where what was printed could
+            not be written; one line says which.
     """
     args = list(sys.argv[1:] if args is None else args)
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that lacks a sign shows another
             stream.reconfigure(errors="replace")
@@ -74,6 +76,16 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout = cast(TextIO, Lasting(sys.stdout))
     if sys.stderr is sys.__stderr__ and sys.stderr is not None:
         sys.stderr = cast(TextIO, Lasting(sys.stderr))
+    try:
+        _run(args)
+    except SystemExit as end:
+        if not end.code:
+            _check_printed()
+        raise
+    _check_printed()
+
+
+def _run(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(HELP)
     elif args[0] == "--version":
@@ -95,6 +107,39 @@ def main(args: Sequence[str] | None = None) -> None:
             raise SystemExit(2) from None
 
 
+def _open_streams() -> None:
+    """Where a stream was closed, as by `>&-`, what is written goes nowhere.
+
+    A file that is opened later would take its number otherwise, and all that is printed.
+    """
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)  # inherited by processes that are started
+            if nowhere != number:
+                os.close(nowhere)
+            else:
+                os.set_inheritable(number, True)
+        setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _check_printed() -> None:
+    """See that all that was printed has reached its place.
+
+    Raises:
+        SystemExit: it has not, as on a full disk.
+    """
+    sys.stdout.flush()
+    failure = getattr(sys.stdout, "failure", None)
+    if failure is not None:
+        sys.stderr.write(f"prunerob: error: standard output: {failure.strerror}\n")
+        raise SystemExit(2)
+
+
 def _has_working_directory() -> bool:
     try:
         Path.cwd()
@@ -106,29 +151,35 @@ def _has_working_directory() -> bool:
 class Lasting:
     """A stream whose reader may leave, as `head` does: what comes after goes nowhere.
 
+    So it does where the stream cannot be written, as on a full disk: that ends no training.
+
     Args:
         stream: of the process.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.failure: OSError | None = None
+        """Why something could not be written, where the reader has not left."""
 
     def write(self, text: str) -> int:
         """Write, if someone reads."""
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            self._forget()
+        except OSError as error:
+            self._forget(error)
             return len(text)
 
     def flush(self) -> None:
         """Hand on what was written, if someone reads."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._forget()
+        except OSError as error:
+            self._forget(error)
 
-    def _forget(self) -> None:
+    def _forget(self, error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):
+            self.failure = error
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

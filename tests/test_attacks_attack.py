@@ -31,7 +31,7 @@ def attacks(draw: st.DrawFn) -> Attack:
     if draw(st.booleans()):
         return FGSM(eps=eps, label=draw(st.sampled_from(["true", "predicted"])))
     start = draw(st.booleans())
-    step_size = draw(st.sampled_from([0.0, 1 / 255, 0.01, 0.1, 1.0]))
+    step_size = draw(st.sampled_from([0.1 / 255, 1 / 255, 0.01, 0.1, 1.0]))
     precisions = ["auto", "float32", "bfloat16"]
     precision = draw(st.sampled_from(precisions if step_size > 2 / 255 else precisions[:2]))
     return PGD(

@@ -76,3 +76,45 @@ def test_a_working_directory_that_is_gone_is_told(tmp_path: Path) -> None:
     assert done.stderr == (
         "prunerob: error: the working directory was removed; change to another\n"
     )
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of a shell, in which PRUNEROB is the program."""
+    return subprocess.run(
+        ["sh", "-c", line.replace("PRUNEROB", f"{sys.executable} -m prunerob")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("PRUNEROB --version >&-", 0),
+        ("PRUNEROB --version <&- >&- 2>&-", 0),
+        ("PRUNEROB nothing 2>&-", 2),
+        ("PRUNEROB nothing <&- >&- 2>&-", 2),
+        ("PRUNEROB nothing 2> /dev/full", 2),
+        ("PRUNEROB --help > /dev/full 2> /dev/full", 2),
+    ],
+)
+def test_streams_may_be_closed_or_full(line: str, status: int) -> None:
+    done = shell(line)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+def test_what_cannot_be_printed_is_no_success() -> None:
+    done = shell("PRUNEROB --help > /dev/full")
+    assert done.returncode == 2
+    assert done.stderr == "prunerob: error: standard output: No space left on device\n"
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    code = "import sys\nfrom prunerob.cli import main\nmain(['--version'])\n"
+    code += f"with open({str(file)!r}, 'w') as opened:\n    print('printed')\n"
+    code += "    assert opened.fileno() > 2\n"
+    assert shell(f'{sys.executable} -c "{code}" >&- 2>&-').returncode == 0
+    assert not file.read_text()

@@ -26,6 +26,36 @@ from tests.conftest import TINY, refused
         (["--data", "Nope"], "data: no such class: Nope"),
         (["--pruning.criterion", "prunerob.pruning.nope"], "pruning.criterion: "),
         (["--pruning.amount", "1"], "pruning.amount: 1.0 lies outside [0, 1)"),
+        (
+            ["--pruning", "null"],
+            "pruning: null is no mapping of settings, nor a file with one; to",
+        ),
+        (["--pruning", ""], "error: pruning: an empty text is no mapping of settings, nor"),
+        (["--trainer.logger.init_args.name", "a\nb"], r"init_args.name: 'a\nb' holds what no"),
+        (
+            ["--trainer.logger.init_args.version", "\x1b[31m"],
+            "init_args.version: '\\x1b[31m' holds",
+        ),
+        (
+            ["--trainer.logger.init_args.save_dir", "http://x/y"],
+            "http://x/y is no folder here",
+        ),
+        (["--trainer.max_epochs", "null"], "trainer.max_epochs: is not set"),
+        (["--trainer.val_check_interval", "0"], "trainer.val_check_interval: 0 is below 1"),
+        (["--trainer.val_check_interval", "99"], "val_check_interval: has more steps than an"),
+        (["--trainer.accelerator", "tpu"], "error: trainer: "),
+        (["--ckpt_path", ""], "ckpt_path: . has no last.ckpt"),
+        (["--trainer", "null"], "error: trainer: null is no mapping of settings"),
+        (["--model.adversarial_training.attack.step_size", "0"], "step_size of PGD: steps of 0"),
+        (["--model.attacks.PGD.step_size", "nan"], "step_size: 'nan' is not a number"),
+        (["--model.validation_attack.step_size", "-0.1"], "step_size: -0.1 lies outside"),
+        (
+            [
+                f"--model.adversarial_training.weight_perturbation{end}"
+                for end in ("=1", "_warmup=2")
+            ],
+            "weight_perturbation_warmup: 2 epochs, but no phase of this run has more than 2",
+        ),
         (["--pruning.epoch", "4"], "pruning.epoch: 4 is never reached in this run of 4 epochs"),
         (["--pruning.exclude", "[conv9]"], "pruning.exclude: no prunable layer 'conv9'"),
         (["--data.batch_size", "0"], "data.batch_size: 0 is below 1"),

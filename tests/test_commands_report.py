@@ -69,6 +69,10 @@ def test_what_cannot_be_reported_is_told(swept: Path, capsys: pytest.CaptureFixt
 
     Path("empty").mkdir()
     assert "empty holds no run of prunerob fit" in refused(capsys, "report", "empty")
+    assert "an empty name is no folder" in refused(capsys, "report", " ")
+    Path("full/report.html").mkdir(parents=True)
+    told = refused(capsys, "report", str(swept), "--output", "full")
+    assert "full/report.html: Is a directory" in told
     assert "none is not a folder" in refused(capsys, "report", "none")
     assert "--tolerance" in refused(capsys, "report", str(swept), "--tolerance", "-1")
 

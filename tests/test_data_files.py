@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import random
 import struct
 import subprocess
@@ -20,7 +22,7 @@ from torchvision.io import ImageReadMode, decode_image, write_jpeg, write_png
 
 from prunerob.data import MNIST
 from prunerob.data.batches import Batch
-from prunerob.data.files import PNG, read_image
+from prunerob.data.files import PNG, find_images, read_image
 from prunerob.errors import UserError
 from prunerob.robustness.files import write_predictions
 from tests.conftest import TINY, refused, small
@@ -59,6 +61,53 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         data.setup("predict")
         with pytest.raises(UserError, match=message):
             data.predict_dataloader()
+
+
+@pytest.mark.parametrize("leads", ["nothing", "a.png", "folder"])
+def test_what_is_called_an_image_and_is_none_is_told(tmp_path: Path, leads: str) -> None:
+    write_png(torch.zeros(1, 28, 28, dtype=torch.uint8), str(tmp_path / "good.png"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.png").symlink_to(leads)  # to nothing, to itself, to a folder
+    with pytest.raises(UserError, match=r"folder: .*a\.png is a link that leads to no file"):
+        find_images(tmp_path, "data.predict_folder")
+    (tmp_path / "a.png").unlink()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match=r"pipe\.jpg is no file; remove or rename it"):
+        find_images(tmp_path, "data.predict_folder")
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "images"
+    (folder / "more.png").mkdir(parents=True)  # a folder, whatever it is called
+    write_png(torch.zeros(1, 28, 28, dtype=torch.uint8), str(folder / "more.png" / "good.PNG"))
+    (folder / ".hidden.txt").touch()
+    data = MNIST(predict_folder=str(folder))
+    data.setup("predict")
+    assert len(data.predict_dataloader().index) == 1
+    assert "Passed over" not in caplog.text
+    (folder / "notes.txt").touch()
+    (folder / "linked").symlink_to(tmp_path)  # which may lead in a circle
+    (folder / "more.png" / "dangling").symlink_to("nothing")
+    assert len(data.predict_dataloader().index) == 1
+    assert f"Passed over in {folder}: 3 files are neither .png, .jpg nor .jpeg" in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever runs the tests may read all folders, so this one's refusal is made up."""
+    (tmp_path / "closed").mkdir()
+    write_png(torch.zeros(1, 28, 28, dtype=torch.uint8), str(tmp_path / "good.png"))
+    scan = os.scandir
+
+    def refuse(place: Any) -> Any:
+        if str(place).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="closed"):
+        find_images(tmp_path, "data.predict_folder")
 
 
 def test_predictions_are_called_by_their_classes_names(tmp_path: Path) -> None:

@@ -61,6 +61,19 @@ def test_images_of_any_size_are_made_one(folder: Path) -> None:
     assert torch.equal(batch.x, test.pixels.float() / 255)
     with pytest.raises(UserError, match=r"data\.size: 0 is below 1"):
         ImageFolder(folder=str(folder), size=0)
+    with pytest.raises(UserError, match=r"data\.size: an image of 10000 pixels a side has more"):
+        ImageFolder(folder=str(folder), size=10_000)
+
+
+def test_images_that_fill_the_memory_are_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(tensors: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 40000000000 bytes")
+
+    monkeypatch.setattr(torch, "stack", refuse)
+    with pytest.raises(UserError, match=r"data\.folder: 10 images of .* do not fit into memory"):
+        ImageFolder(folder=str(folder), size=4).load()
 
 
 def test_what_is_wrong_with_a_folder_is_told(folder: Path) -> None:

@@ -187,7 +187,7 @@ def checkpoints(run: Path) -> Iterator[Path]:
     ):
         yield saved({**sound, "state_dict": {**state, first: value}})
     yield saved({**sound, "state_dict": {k: v for k, v in state.items() if k != first}})
-    yield saved({**sound, "state_dict": {**state, "more": torch.zeros(1)}})
+    yield saved({**sound, "state_dict": {**state, "network.more": torch.zeros(1)}})
     yield saved({**sound, "state_dict": {**state, first: state[first] * torch.nan}})
     good = (run / "weights.safetensors").read_bytes()
     for share in (0.0, 0.01, 0.5, 0.99):

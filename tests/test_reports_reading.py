@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from prunerob.cli import main
 from prunerob.errors import UserError
 from prunerob.reports import comparison
 from prunerob.reports.paper import TABLES
-from prunerob.reports.reading import _point, read_results
+from prunerob.reports.reading import _check_counts, _point, read_results
 from prunerob.sweeps.branches import make_branches
 from tests.conftest import TINY, recipe_of, refused
 
@@ -29,6 +30,29 @@ def test_settings_of_a_newer_version_do_not_make_other_attacks(swept: Path) -> N
     file.write_text(json.dumps(found))
     with pytest.raises(UserError, match=r"FGSM 8/255 of .* are different attacks"):
         read_results([str(swept)])
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        ("shares", "weights", None),
+        ("shares", "filters", 2),
+        ("layers", "channels_after", {}),
+        ("layers", "channels_before", 0),
+        ("layers", "parameters_after", -1),
+    ],
+)
+def test_counts_of_pruning_that_are_none_are_damage(group: str, name: str, value: object) -> None:
+    counts = ("parameters_before", "parameters_after", "channels_before", "channels_after")
+    record = {
+        "shares": {"filters": 0.0, "weights": 0.5, "parameters": 0.4},
+        "layers": [{"name": "conv1", **dict.fromkeys(counts, 4)}],
+    }
+    _check_counts(record)
+    place: Any = record["shares"] if group == "shares" else record["layers"][0]  # type: ignore[index]
+    place[name] = value
+    with pytest.raises((ValueError, TypeError)):
+        _check_counts(record)
 
 
 def test_recipes_are_told_apart_by_as_much_of_their_path_as_it_takes(swept: Path) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from prunerob.cli import main
 from prunerob.data import MNIST
 from prunerob.errors import UserError
 from prunerob.networks import MnistCNN
+from prunerob.training import checks
+from prunerob.training.adversarial import AdversarialTraining
 from prunerob.training.checks import check_last_batch
 from tests.conftest import FILTERS, NARROW, RUN, TINY, refused
 
@@ -53,6 +58,40 @@ def test_true_half_precision_is_refused(run: Path, capsys: pytest.CaptureFixture
     for command in (["test", "--ckpt_path", str(run)], ["fit", "--config", TINY]):
         told = refused(capsys, *command, "--trainer.precision", "bf16-true")
         assert "bf16-true would make adversarial examples in another precision" in told
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_slow_mixed_precision_is_told(is_fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a CPU lacks the instructions, in training alone; float32 is never slow."""
+    monkeypatch.setattr(checks, "has_bfloat16", lambda device: is_fast)
+
+    def told(precision: str, stage: TrainerFn) -> list[str]:
+        trainer = Trainer(accelerator="cpu", devices=1, precision=precision, logger=False)  # type: ignore[arg-type]
+        trainer.state.fn = stage
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            checks.check_precision(trainer)
+        return [str(warning.message) for warning in caught]
+
+    assert not told("32-true", TrainerFn.FITTING)
+    assert not told("bf16-mixed", TrainerFn.TESTING)
+    messages = told("bf16-mixed", TrainerFn.FITTING)
+    assert len(messages) == (0 if is_fast else 1)
+    assert all("CPU has no instructions for bfloat16" in message for message in messages)
+    assert all("--trainer.precision 32-true" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "epochs", "prune_epoch", "acts"),
+    [(2.9, 3, None, True), (3, 3, None, False), (3, 4, 1, False), (2.5, 4, 1, True)],
+)
+def test_weights_are_perturbed_in_some_phase(
+    warmup: float, epochs: int, prune_epoch: int | None, acts: bool
+) -> None:
+    trainer = Trainer(accelerator="cpu", max_epochs=epochs, logger=False)
+    training = AdversarialTraining(weight_perturbation=0.1, weight_perturbation_warmup=warmup)
+    with nullcontext() if acts else pytest.raises(UserError, match="never begins"):
+        checks.check_training(trainer, MnistCNN(), {}, training, prune_epoch)
 
 
 def test_mixed_precision_trains_and_tests(run: Path) -> None:

@@ -34,7 +34,7 @@ class PGD(Attack):
 
     Args:
         eps: radius of the L-infinity ball, in pixel units of [0, 1]: 0.3, or 8/255.
-        step_size: change of each pixel per step, in the same units.
+        step_size: change of each pixel per step, in the same units, above 0.
         steps: number of gradient steps, 1 or more.
         random_start: start at a point drawn uniformly from the ball; otherwise at the image.
         start_std: standard deviation of a normal start around the image, in the same units, in
@@ -62,6 +62,8 @@ class PGD(Attack):
         for name, number in (("steps", self.steps), ("restarts", self.restarts)):
             if number < 1:
                 raise ValueError(f"{name} of PGD: {number} is below 1")
+        if not self.step_size:
+            raise ValueError("step_size of PGD: steps of 0 lead nowhere; set it above 0")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"restarts of PGD: {self.restarts} without random_start are all equal")
         if self.start_std and not self.random_start:

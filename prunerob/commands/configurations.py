@@ -31,7 +31,10 @@ WRITER_SETTINGS = {
 }
 """What TensorBoard's writer takes, and whether null stands for its default; it checks none."""
 
-COUNTS = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch")
+COUNTS = tuple(
+    f"trainer.{name}"
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")
+)
 """Keys of numbers that Lightning divides by."""
 
 
@@ -71,16 +74,23 @@ def _check_group(value: object, group: str) -> None:
         raise UserError(f"{group}: {value!r:.40} is no mapping of settings")
 
 
-def check_values(config: Namespace) -> None:
+def check_values(config: Namespace, command: str = "fit") -> None:
     """See that nothing is null that needs a value, for which jsonargparse takes null.
 
     Every number must be finite, and above 0 if Lightning divides by it.
+
+    Args:
+        config: of a command.
+        command: that it is for.
 
     Raises:
         UserError: something is.
     """
     if config.get("seed_everything") is None:
         raise UserError("seed_everything: is null; leave it out to take its default")
+    trainer = config.get("trainer")
+    if command == "fit" and trainer.max_epochs is None and not trainer.fast_dev_run:
+        raise UserError("trainer.max_epochs: is not set; phases are counted in epochs")
     for key in COUNTS:
         value = config.get(key)
         if isinstance(value, int) and value < 1:
@@ -91,6 +101,7 @@ def check_values(config: Namespace) -> None:
     if config.get("trainer.limit_train_batches") == 0:
         raise UserError("trainer.limit_train_batches: 0 leaves nothing to train on")
     _check_writer_settings(config.get("trainer.logger"))
+    _check_places(config.get("trainer.logger"))
     for group, kind in (
         ("trainer", Trainer),
         ("data", None),
@@ -121,6 +132,22 @@ def _fits(value: object, kind: str, admits_null: bool) -> bool:
         return admits_null if value is None else isinstance(value, str)
     is_number = isinstance(value, int if kind == "a whole number" else int | float)
     return is_number and not isinstance(value, bool) and 0 <= cast(float, value) < 1e9
+
+
+def _check_places(loggers: object) -> None:
+    """See that a run's folder gets a name that a terminal can show."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        settings = logger.get("init_args") if isinstance(logger, Namespace) else None
+        for name, value in vars(settings).items() if isinstance(settings, Namespace) else ():
+            if not isinstance(value, str):
+                continue
+            if "://" in value:
+                raise UserError(f"trainer.logger.init_args.{name}: {value:.80} is no folder here")
+            if not value.isprintable():
+                raise UserError(
+                    f"trainer.logger.init_args.{name}: {value!r:.80} holds what no terminal can "
+                    "show, as a line break"
+                )
 
 
 def check_strategy(trainer: Trainer) -> None:

@@ -45,9 +45,10 @@ def told(trainer: Trainer, model: Classifier) -> Iterator[None]:
             rank_zero_info(f"Interrupted; go on with: prunerob fit --ckpt_path {folder}")
         raise
     except ValueError as error:
-        if "`val_check_interval`" not in str(error):
-            raise
-        raise UserError(f"trainer.val_check_interval: {str(error).split('. ')[0]}") from None
+        if "`val_check_interval`" in str(error):
+            why = "has more steps than an epoch; lower it, or set trainer.check_val_every_n_epoch"
+            raise UserError(f"trainer.val_check_interval: {why}") from None
+        raise
     except OSError as error:
         if folder and error.errno == errno.ENOENT and not Path(folder).is_dir():
             Run(Path(folder)).check_is_there()

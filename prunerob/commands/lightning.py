@@ -27,7 +27,7 @@ from prunerob.attacks import Attack
 from prunerob.commands.arguments import Arguments
 from prunerob.commands.configurations import check_file, check_groups, check_strategy, check_values
 from prunerob.commands.endings import told
-from prunerob.commands.mistakes import Parser, plain
+from prunerob.commands.mistakes import REFUSALS, Parser, plain
 from prunerob.data import Augmentation, ImageDataModule
 from prunerob.errors import UserError
 from prunerob.pixels import Pixels
@@ -90,7 +90,7 @@ def run(args: Sequence[str]) -> None:
             f"--ckpt_path {options.ckpt_path}: of which run? Name its folder, as in "
             "`prunerob fit --ckpt_path lightning_logs/mnist_pgd/version_0`"
         )
-    if not asks and (command != "fit" or options.ckpt_path):
+    if not asks and (command != "fit" or options.ckpt_path is not None):
         weights = find_weights(options.ckpt_path, configs[-1] if configs else None)
         if not configs:
             if weights.config is None:
@@ -220,7 +220,7 @@ class CommandLine(LightningCLI):
         """Parse; LightningCLI's own would warn about `sys.argv`."""
         self.config = parser.parse_args(args)
         check_groups(self.config[self.config.subcommand])
-        check_values(self.config[self.config.subcommand])
+        check_values(self.config[self.config.subcommand], self.config.subcommand)
         seed = self.config[self.config.subcommand].seed_everything
         if not 0 <= seed < 2**32:
             raise UserError(f"seed_everything: {seed} lies outside [0, 2^32)")
@@ -265,7 +265,7 @@ class CommandLine(LightningCLI):
             self.trainer_defaults["callbacks"].append(Progress())
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
+        except REFUSALS as error:
             # Of the Trainer, which names its arguments; callbacks and loggers are made before.
             raise UserError(f"trainer: {error}") from error
         except MisconfigurationException as error:

@@ -12,6 +12,9 @@ from pytorch_lightning.cli import LightningArgumentParser
 from prunerob.errors import UserError
 from prunerob.runs.configuration import find_object
 
+REFUSALS = (TypeError, ValueError, OverflowError, AttributeError, KeyError, ImportError)
+"""What Lightning's Trainer raises where it is made from settings that it cannot take."""
+
 NOT_ACCEPTED = re.compile(r"([\w.]+): ([\w.]+): Option '(\w+)' is not accepted")
 """A key, the class or function that it is set to, and a setting that its signature lacks."""
 
@@ -107,6 +110,11 @@ def plain(message: str) -> str:
             "records and resumes is fixed. Networks, objectives, attacks and criteria of your own "
             "go in by class path; a training loop of your own holds the masks of prunerob.prune"
         )
+    if single := re.fullmatch(r"([\w.]+): Unable to load config '(.*)' \1: Unable .*", text):
+        key, value = single.groups()
+        value = "an empty text" if not value else f"{value:.100}"
+        hint = "; to prune nothing, set pruning.epoch to null" if key == "pruning" else ""
+        return f"{key}: {value} is no mapping of settings, nor a file with one{hint}"
     if (refused := NOT_ACCEPTED.search(text)) and _takes_more(refused[2]):
         text += f"; what {refused[2]} takes as **kwargs goes under dict_kwargs in its place"
     return text or message

@@ -43,7 +43,7 @@ def run(args: Sequence[str]) -> None:
     )
     options = parser.parse_args(list(args)[1:])
 
-    if "" in options.runs:  # as of a shell's variable that is not set
+    if not all(name.strip() for name in options.runs):  # as of a shell's variable that is not set
         raise UserError("runs: an empty name is no folder")
 
     from rich.console import Console

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +34,10 @@ TURNS: dict[object, Turn] = {
 """What sets a picture upright, by EXIF's orientation."""
 
 
+SUFFIXES = (".png", ".jpg", ".jpeg")
+"""How names of images end."""
+
+
 def find_images(folder: Path, setting: str) -> list[Path]:
     """PNG and JPEG files below a folder, sorted by path.
 
@@ -40,20 +46,43 @@ def find_images(folder: Path, setting: str) -> list[Path]:
         setting: that named it, for errors.
 
     Raises:
-        UserError: there is no such folder, or no image in it.
+        UserError: there is no such folder, no image in it, or one that is called an image and is
+            no file.
+        OSError: a folder cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{setting}: {folder} is not a folder")
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in (".png", ".jpg", ".jpeg")
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
+    files = sorted(file for file in _listed(folder) if file.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"{setting}: {folder} holds no .png, .jpg or .jpeg file")
+    for file in files:
+        if not file.is_file():
+            what = "a link that leads to no file" if file.is_symlink() else "no file"
+            raise UserError(f"{setting}: {file} is {what}; remove or rename it")
     return files
+
+
+def passed_over(folder: Path) -> str:
+    """What is said about what lies below a folder and is no image by its name; "" if nothing is."""
+    others = sum(file.suffix.lower() not in SUFFIXES for file in _listed(folder))
+    if not others:
+        return ""
+    files = "1 file is" if others == 1 else f"{others:,} files are"
+    return f"Passed over in {folder}: {files} neither .png, .jpg nor .jpeg"
+
+
+def _listed(folder: Path) -> Iterator[Path]:
+    """All that lies below a folder but folders and what is hidden; links to folders included."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in (*links, *files):
+            if not name.startswith("."):
+                yield Path(place, name)
 
 
 def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from prunerob.data.batches import Images
-from prunerob.data.files import find_images, read_image
+from prunerob.data.files import MOST_PIXELS, TOO_LARGE, find_images, passed_over, read_image
 from prunerob.data.images import ImageDataModule
 from prunerob.errors import UserError
 
@@ -39,6 +39,8 @@ class ImageFolder(ImageDataModule):
         super().__post_init__()
         if self.size is not None and self.size < 1:
             raise UserError(f"data.size: {self.size} is below 1")
+        if self.size is not None and self.size**2 > MOST_PIXELS:
+            raise UserError(f"data.size: an image of {self.size} pixels a side {TOO_LARGE}")
 
     def prepare_data(self) -> None:
         """See that there are images; called by the Trainer, once a machine.
@@ -68,6 +70,9 @@ class ImageFolder(ImageDataModule):
         shape = self.read(first, (1 if self.grey else 3,)).shape
         parts = self._read_all(train, labels, shape), self._read_all(test, labels, shape)
         counts = " and ".join(f"{len(images.labels):,}" for images in parts)
+        for part in ("train", "test"):
+            if others := passed_over(Path(self.folder) / part):
+                rank_zero_info(others)
         names = ", ".join(labels) if len(labels) <= 20 else f"{min(labels)} to {max(labels)}"
         rank_zero_info(f"{counts} images for training and test, {len(labels)} classes: {names}")
         return parts
@@ -88,8 +93,16 @@ class ImageFolder(ImageDataModule):
         def read(file: Path) -> Tensor:
             return self.read(file, shape)
 
-        with ThreadPoolExecutor() as pool:
-            pixels = torch.stack(list(pool.map(read, [file for file, _ in files])))
+        try:
+            with ThreadPoolExecutor() as pool:
+                pixels = torch.stack(list(pool.map(read, [file for file, _ in files])))
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+                raise
+            raise UserError(
+                f"data.folder: {len(files):,} images of {self.folder} do not fit into memory; "
+                "make them smaller with data.size"
+            ) from None
         return Images(pixels, torch.tensor([label for _, label in files]))
 
 

@@ -9,11 +9,12 @@ from typing import ClassVar
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from prunerob.data.augmentation import Augmentation, NoAugmentation
 from prunerob.data.batches import Batch, Batches, Images, check_form, stratified_order
-from prunerob.data.files import find_images, read_image
+from prunerob.data.files import find_images, passed_over, read_image
 from prunerob.errors import UserError
 
 
@@ -156,7 +157,10 @@ class ImageDataModule(LightningDataModule):
         if self.predict_folder is None:
             return self.test_dataloader()
         shape = self._images()[1].pixels.shape[1:]
-        files = find_images(Path(self.predict_folder), "data.predict_folder")
+        folder = Path(self.predict_folder)
+        files = find_images(folder, "data.predict_folder")
+        if others := passed_over(folder):
+            rank_zero_info(others)
         pixels = torch.stack([self.read(file, shape) for file in files])
         self.predict_names = [str(file) for file in files]
         images = Images(pixels, torch.full((len(files),), -1))

@@ -116,6 +116,8 @@ def _unfinished(run: Run) -> str | None:
 def _read_run(run: Run, config: Mapping[str, Any], recipe: str | None) -> Iterable[Result]:
     """The network of a run; and, if it was tested, the one before pruning."""
     pruning = _read_json(run.folder / "pruning.json")
+    if pruning:
+        _check_counts(pruning)
     model = config["model"]
     trained = training(config)
     _ = config["pruning"]["epoch"], config["trainer"]["max_epochs"]  # whose lack is damage
@@ -153,6 +155,21 @@ def _read_run(run: Run, config: Mapping[str, Any], recipe: str | None) -> Iterab
             unit=None if of_it.is_dense or not pruning else pruning["unit"],
             about=about,
         )
+
+
+def _check_counts(pruning: Mapping[str, Any]) -> None:
+    """See that the counts of a record of pruning are numbers.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name in NOTHING:
+        if not 0 <= pruning["shares"][name] <= 1:
+            raise ValueError(f"the share of {name} lies outside [0, 1]")
+    for layer in pruning["layers"]:
+        for name, value in layer.items():
+            if name != "name" and (type(value) is not int or value < name.endswith("before")):
+                raise ValueError(f"{name} of a layer is {value!r:.40}, no count")
 
 
 NOTHING = {"filters": 0.0, "weights": 0.0, "parameters": 0.0}

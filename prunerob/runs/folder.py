@@ -16,6 +16,7 @@ A run's folder holds
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from contextlib import suppress
@@ -104,7 +105,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
         content: text, written as UTF-8, or bytes.
 
     Raises:
-        OSError: it cannot be written; the error names the folder.
+        OSError: it cannot be written; the error names the folder, or what is in the file's place.
     """
     unfinished = file.with_name(f"{file.name}.unfinished")
     try:
@@ -117,7 +118,8 @@ def write_whole(file: Path, content: str | bytes) -> None:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(file.parent)) from None
+            place = file if error.errno == errno.EISDIR else file.parent
+            raise OSError(error.errno, error.strerror, str(place)) from None
         raise
 
 

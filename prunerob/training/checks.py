@@ -7,20 +7,24 @@ from collections.abc import Collection, Mapping
 
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from prunerob.attacks import Attack
+from prunerob.attacks.attack import has_bfloat16
 from prunerob.data.batches import Batches
 from prunerob.errors import UserError
 from prunerob.networks.modes import evaluating
 from prunerob.networks.rewrite import AsItIs
 from prunerob.robustness.table import WORST_CASE
 from prunerob.runs.ranks import ranks
+from prunerob.training.adversarial import AdversarialTraining
 from prunerob.training.phases import Phase
 
 
 def check_precision(trainer: Trainer) -> None:
-    """Refuse precisions in which adversarial examples would not be float32.
+    """Refuse precisions in which adversarial examples would not be float32; warn of slow training.
 
     Raises:
         UserError: it is one of those.
@@ -30,6 +34,45 @@ def check_precision(trainer: Trainer) -> None:
         raise UserError(
             f"trainer.precision: {precision} would make adversarial examples in another "
             "precision than float32; use 32-true or a mixed precision"
+        )
+    device = trainer.strategy.root_device.type
+    is_training = trainer.state.fn == TrainerFn.FITTING and precision == "bf16-mixed"
+    if is_training and device in ("cpu", "cuda") and not has_bfloat16(device):
+        rank_zero_warn(
+            f"trainer.precision: this {'CPU' if device == 'cpu' else 'GPU'} has no instructions "
+            "for bfloat16, and training in bf16-mixed may be many times slower than in float32; "
+            "faster: --trainer.precision 32-true"
+        )
+
+
+def check_training(
+    trainer: Trainer,
+    network: nn.Module,
+    phases: Mapping[str, Phase],
+    training: AdversarialTraining,
+    prune_epoch: int | None,
+) -> None:
+    """Refuse settings that make no sense in any of the phases, or in one of them.
+
+    Args:
+        trainer: says how many epochs there are.
+        network: to train.
+        phases: of the run, by name.
+        training: adversarial training in all of them.
+        prune_epoch: in which fine-tuning begins; None for never.
+
+    Raises:
+        UserError: there are such settings.
+    """
+    for phase in phases.values():
+        phase.check(network)
+    epochs, begins = trainer.max_epochs or 0, prune_epoch or 0
+    warmup, longest = training.weight_perturbation_warmup, max(begins, epochs - begins)
+    if training.weight_perturbation and 0 < longest <= warmup:
+        raise UserError(
+            f"model.adversarial_training.weight_perturbation_warmup: {warmup:g} epochs, but no "
+            f"phase of this run has more than {longest}, so that weight_perturbation never "
+            "begins; lower it, or set weight_perturbation to 0"
         )
 
 

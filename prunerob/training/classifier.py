@@ -196,8 +196,9 @@ class Classifier(LightningModule):
         checks.choose_layout(self.network, self.datamodule.image_shape, self.device)
         self.attacked = AttackedNetwork(self.network)
         self._final_counts = None
-        for phase in self.phases.values() if stage == "fit" else ():
-            phase.check(self.network)
+        if stage == "fit":
+            training, network = self.adversarial_training, self.network
+            checks.check_training(self.trainer, network, self.phases, training, self.prune_epoch)
 
     def configure_callbacks(self) -> list[Callback]:
         """What averages the weights, if that is asked for."""
