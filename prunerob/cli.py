@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from prunerob import __version__
+from prunerob.commands.help import short_help
 from prunerob.errors import UserError
 
 LIGHTNING = ("fit", "validate", "test", "predict")
@@ -45,8 +46,9 @@ commands:
   reproduce the paper's tables and figures beside ours: prunerob reproduce table1
 
 options:
-  -h, --help     show this and exit; `prunerob fit --help` lists every setting of a command
-                 and `prunerob fit --data.help prunerob.data.MNIST` those of a class
+  -h, --help     show this and exit; `prunerob fit --help` lists the settings of a command,
+                 `prunerob fit --help all` every one, Lightning's too, and
+                 `prunerob fit --data.help prunerob.data.MNIST` those of a class
   --version      show the version and exit
   --config FILE  (of the first four) a configuration; without one, that of the run in --ckpt_path
   --print_config (of the first four) show the whole configuration and exit
@@ -55,6 +57,10 @@ options:
 `prunerob fit --ckpt_path RUN` goes on with a run that was interrupted.
 A configuration names classes to import: treat one from a stranger as you would a program.
 """
+
+
+HELP_ALL = (["--help", "all"], ["-h", "all"])
+"""How a command line ends that asks for every key."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -90,6 +96,8 @@ def _run(args: list[str]) -> None:
         print(HELP)
     elif args[0] == "--version":
         print(f"prunerob {__version__}")
+    elif args[0] in LIGHTNING and _asks_for_help(args):
+        print(short_help(args[0]))
     else:
         try:
             if not _has_working_directory():
@@ -98,6 +106,8 @@ def _run(args: list[str]) -> None:
                 raise UserError("the command line holds a null character")
             if args[0] not in MODULES:
                 raise UserError(f"{args[0]}: no such command; there are {', '.join(MODULES)}")
+            if args[0] in LIGHTNING and args[-2:] in HELP_ALL:
+                args = args[:-1]
             import_module(MODULES[args[0]]).run(args)
         except KeyboardInterrupt:
             sys.stderr.write("prunerob: interrupted\n")
@@ -105,6 +115,10 @@ def _run(args: list[str]) -> None:
         except (UserError, OSError) as error:
             sys.stderr.write(f"prunerob: error: {one_line(error)}\n")
             raise SystemExit(2) from None
+
+
+def _asks_for_help(args: list[str]) -> bool:
+    return bool({"-h", "--help"} & set(args)) and args[-2:] not in HELP_ALL
 
 
 def _open_streams() -> None:

@@ -85,8 +85,8 @@ def test_switching_an_attack_leaves_no_settings_of_the_other_behind(
 
 def test_every_setting_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
     for args, text in (
-        (["--help"], "share to prune, in [0, 1)"),
-        (["--help"], "number of validation images that it attacks"),
+        (["--help", "all"], "share to prune, in [0, 1)"),
+        (["--help", "all"], "number of validation images that it attacks"),
         (["--data.help", "prunerob.data.MNIST"], "training images per optimizer step"),
         (["--model.validation_attack.help", "prunerob.attacks.PGD"], "number of gradient steps"),
     ):
