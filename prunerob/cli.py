@@ -16,6 +16,7 @@ from typing import Any, TextIO, cast
 
 from prunerob import __version__
 from prunerob.commands.help import short_help
+from prunerob.commands.shipped import with_files
 from prunerob.errors import UserError
 
 LIGHTNING = ("fit", "validate", "test", "predict")
@@ -50,7 +51,8 @@ options:
                  `prunerob fit --help all` every one, Lightning's too, and
                  `prunerob fit --data.help prunerob.data.MNIST` those of a class
   --version      show the version and exit
-  --config FILE  (of the first four) a configuration; without one, that of the run in --ckpt_path
+  --config FILE  (of the first four) a configuration, a file or the name of one that comes with
+                 prunerob: mnist_pgd; without one, that of the run in --ckpt_path
   --print_config (of the first four) show the whole configuration and exit
   --KEY VALUE    (of the first four) set one key of the configuration: --pruning.amount 0.8
 
@@ -108,6 +110,7 @@ def _run(args: list[str]) -> None:
                 raise UserError(f"{args[0]}: no such command; there are {', '.join(MODULES)}")
             if args[0] in LIGHTNING and args[-2:] in HELP_ALL:
                 args = args[:-1]
+            args = with_files(args)
             import_module(MODULES[args[0]]).run(args)
         except KeyboardInterrupt:
             sys.stderr.write("prunerob: interrupted\n")

@@ -38,7 +38,7 @@ Class and probabilities of each image, as CSV.""",
 }
 
 OPTIONS = """\
-  --config FILE                                a configuration; later ones and keys overrule it
+  --config FILE                                a file, or a name, as mnist_pgd; later ones overrule
   --ckpt_path RUN                              a run's folder, a checkpoint, a .safetensors file
   --print_config                               show the whole configuration and exit
   --help all                                   every key, those of PyTorch Lightning's Trainer too
