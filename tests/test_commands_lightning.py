@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -39,6 +40,13 @@ def test_validate_and_predict(
     with (run / "predictions.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row["image"] == str(tmp_path / "black.png")
+    place = ["--ckpt_path", str(run), "--data.predict_folder", str(tmp_path)]
+    main(["predict", *place, "--json", "--top_k", "2"])
+    (found,) = json.loads((run / "predictions.json").read_text())
+    assert found["image"] == str(tmp_path / "black.png")
+    assert found["class"] == row["class"] == found["classes"][0]["class"]
+    assert found["classes"][0]["probability"] == float(row[f"probability of {row['class']}"])
+    assert len(found["classes"]) == 2
 
 
 def test_the_progress_bar_can_be_turned_off(capsys: pytest.CaptureFixture[str]) -> None:

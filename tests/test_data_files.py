@@ -24,7 +24,7 @@ from prunerob.data import MNIST
 from prunerob.data.batches import Batch
 from prunerob.data.files import PNG, find_images, read_image
 from prunerob.errors import UserError
-from prunerob.robustness.files import write_predictions
+from prunerob.robustness.predictions import write_predictions
 from tests.conftest import TINY, refused, small
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from prunerob.cli import main
-from prunerob.robustness.files import write_predictions
+from prunerob.robustness.predictions import write_predictions
 from prunerob.runs.folder import write_whole
 from prunerob.training.saving import WholeFiles
 from tests.conftest import TINY, assert_equal, refused, weights

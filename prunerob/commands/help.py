@@ -34,7 +34,8 @@ folder, a checkpoint, or weights in .safetensors; without one, the newest finish
     "predict": """\
 usage: prunerob predict [--ckpt_path RUN] --data.predict_folder FOLDER
 
-Class and probabilities of each image, as CSV.""",
+Class and probabilities of each image, as CSV in the run's folder; --json writes JSON, --top_k N the
+N most probable classes of each.""",
 }
 
 OPTIONS = """\

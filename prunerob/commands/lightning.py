@@ -17,8 +17,7 @@ from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -28,15 +27,17 @@ from prunerob.commands.arguments import Arguments
 from prunerob.commands.configurations import check_file, check_groups, check_strategy, check_values
 from prunerob.commands.endings import told
 from prunerob.commands.mistakes import REFUSALS, Parser, plain
+from prunerob.commands.recording import SaveConfig
 from prunerob.data import Augmentation, ImageDataModule
 from prunerob.errors import UserError
 from prunerob.pixels import Pixels
 from prunerob.pruning import Pruning, PruningSchedule
 from prunerob.robustness.diagnostics import review
-from prunerob.robustness.files import write, write_predictions
+from prunerob.robustness.files import write
 from prunerob.robustness.journal import open_journal
+from prunerob.robustness.predictions import PredictionFormat, write_predictions
 from prunerob.robustness.show import show
-from prunerob.runs.folder import CHECKPOINTS, Run, check_writable, write_whole
+from prunerob.runs.folder import CHECKPOINTS, Run, check_writable
 from prunerob.runs.lock import locked
 from prunerob.runs.plain import read_yaml
 from prunerob.runs.ranks import destroy_process_group, gather, lost_ranks
@@ -81,6 +82,9 @@ def run(args: Sequence[str]) -> None:
     known.add_argument("--ckpt_path")
     if command != "fit":  # where weights to begin with are those that are meant
         known.add_argument("--model.weights", dest="ckpt_path")
+    if command == "predict":
+        known.add_argument("--json", action="store_true")
+        known.add_argument("--top_k", type=int)
     options, rest = known.parse_known_args(rest)
     configs = list(options.config)
     asks = {"-h", "--help", "--print_config"} & {word.split("=")[0] for word in rest}
@@ -108,7 +112,9 @@ def run(args: Sequence[str]) -> None:
         rest += ["--ckpt_path", place]
     try:
         with Held() as held, quiet_writers(), lost_ranks("the same command"):
-            CommandLine(command, rest, weights, held)
+            asked = vars(options)
+            form = PredictionFormat(as_json=asked.get("json", False), top_k=asked.get("top_k"))
+            CommandLine(command, rest, weights, held, form)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as end:
@@ -138,26 +144,6 @@ def resolve(args: Sequence[str]) -> dict[str, Any]:
     raise AssertionError("a command line that is read ends when it is parsed")
 
 
-class SaveConfig(SaveConfigCallback):
-    """Lays the configuration of `fit` down in the run's folder and in TensorBoard."""
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Save when a run begins; a run that goes on has its record already."""
-        if stage != "fit" or not (folder := trainer.log_dir):
-            return
-        if trainer.is_global_zero:
-            text = self.parser.dump(self.config, skip_none=False)
-            write_whole(Run(Path(folder)).config, text)
-            self.save_config(trainer, pl_module, stage)
-
-    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Show the configuration in TensorBoard."""
-        text = self.parser.dump(self.config, skip_none=False)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("config", f"```yaml\n{text}\n```")
-
-
 class Held(ExitStack):
     """What a command holds; copies of what refers to it, as weight averaging makes, share it."""
 
@@ -173,11 +159,18 @@ class CommandLine(LightningCLI):
         args: the rest of the command line.
         weights: the trained weights to start from or to test; None for a new run.
         held: what is held until the command ends, as the lock on its run.
+        form: of predictions.
     """
 
     def __init__(
-        self, command: str, args: Sequence[str], weights: Weights | None, held: Held
+        self,
+        command: str,
+        args: Sequence[str],
+        weights: Weights | None,
+        held: Held,
+        form: PredictionFormat | None = None,
     ) -> None:
+        self.form = form or PredictionFormat()
         self.weights = weights
         self.held = held
         self.goes_on = False
@@ -358,9 +351,9 @@ class CommandLine(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         together.sort(key=lambda batch: int(batch[0][0]))
-        file = weights.folder / f"{weights.result('predictions').name}.csv"
+        file = weights.folder / f"{weights.result('predictions').name}.{self.form.suffix}"
         names, classes = datamodule.predict_names, datamodule.class_names
-        write_predictions(file, together, names, classes)
+        write_predictions(file, together, names, classes, self.form)
         rank_zero_info(f"Written: {file}")
 
     def _load(self, model: Classifier) -> Weights:
