@@ -157,6 +157,7 @@ def settings(class_path: str, **init_args: object) -> dict[str, object]:
         ("pruning.masks_from", "", "pruning.masks_from: is empty"),
         ("pruning.masks_from", "abc", "pruning.masks_from: there is no file or folder abc"),
         ("trainer.val_check_interval", 10**9, "trainer.val_check_interval: "),
+        ("trainer.overfit_batches", 0.5, "trainer: You requested to check 0.5"),
         ("ckpt_path", "", "ckpt_path: is empty"),
         ("model.schedule", settings("prunerob.schedules.Cosine", end=-1), "end of Cosine: -1.0"),
         (

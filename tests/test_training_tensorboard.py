@@ -12,7 +12,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from prunerob.cli import main
-from prunerob.training.tensorboard import quiet_writers
+from prunerob.commands.lightning import resolve
+from prunerob.training.tensorboard import hyper_parameters, quiet_writers
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 
@@ -83,3 +84,15 @@ def test_the_thread_of_a_writer_that_fails_says_nothing(
         other.start()
         other.join()
     assert len(said) == 1
+
+
+def test_the_hyper_parameters_are_a_dozen_that_distinguish_runs() -> None:
+    config = resolve(["--config", TINY, "--pruning.amount", "0.75"])
+    found = hyper_parameters(config)
+    assert 10 <= len(found) <= 13
+    assert found["pruning.amount"] == 0.75
+    assert found["pruning.criterion"] == "weight_magnitude"
+    assert found["network"] == "MnistCNN"
+    assert found["optimizer"] == "RMSprop"
+    assert found["fine-tuning lr"] == config["model"]["fine_tuning"]["optimizer"]["init_args"]["lr"]
+    assert found["lr"] == config["model"]["optimizer"]["init_args"]["lr"]

@@ -116,7 +116,8 @@ def run(args: Sequence[str]) -> None:
             form = PredictionFormat(as_json=asked.get("json", False), top_k=asked.get("top_k"))
             CommandLine(command, rest, weights, held, form)
     except MisconfigurationException as error:
-        raise UserError(str(error)) from error
+        of = "trainer: " if "_batches" in str(error) else ""
+        raise UserError(f"{of}{error}") from error
     except SystemExit as end:
         # As a shell has it of what a signal ended: no script must take it for a finished command.
         if isinstance(end, SIGTERMException):

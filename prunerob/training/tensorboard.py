@@ -101,19 +101,50 @@ def log_robustness(
         robustness: its result.
         config: the configuration, in plain values.
     """
-    settings: dict[str, str | float] = {}
-    _flatten({key: config[key] for key in ("seed_everything", "model", "pruning")}, "", settings)
+    settings = hyper_parameters(config)
     for writer in writers(trainer):
         writer.add_text(f"{name} robustness", robustness.to_markdown())
         results = {f"hp/{row.attack}": row.accuracy for row in robustness.rows}
         writer.add_hparams(settings, results, run_name=name)
 
 
-def _flatten(value: object, name: str, into: dict[str, str | float]) -> None:
-    """Collect the settings that distinguish runs, by their keys."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if name not in ("model.attacks", "model.worst_case_attacks"):
-                _flatten(inner, f"{name}.{key}" if name else str(key), into)
-    elif value is not None:
-        into[name.replace(".init_args", "")] = value if isinstance(value, float) else str(value)
+def hyper_parameters(config: Mapping[str, Any]) -> dict[str, str | float]:
+    """The settings that runs are compared by, under short names; classes by theirs.
+
+    Args:
+        config: the configuration, in plain values.
+    """
+    model, pruning = config["model"], config["pruning"]
+    training, tuning = model["adversarial_training"], model["fine_tuning"]
+    attack = training["attack"]
+    found = {
+        "pruning.amount": pruning["amount"],
+        "pruning.criterion": _name(pruning["criterion"]),
+        "pruning.schedule": _name(pruning["schedule"]),
+        "pruning.epoch": pruning["epoch"],
+        "epochs": config["trainer"]["max_epochs"],
+        "seed": config["seed_everything"],
+        "network": _name(model["network"]),
+        "attack": _name(attack),
+        "eps": _settings(attack).get("eps"),
+        "objective": _name(training["objective"]),
+        "optimizer": _name(model["optimizer"]),
+        "lr": _settings(model["optimizer"]).get("lr"),
+        "fine-tuning lr": _settings(tuning["optimizer"] or model["optimizer"]).get("lr"),
+    }
+    return {
+        key: value if isinstance(value, int | float) else str(value)
+        for key, value in found.items()
+        if value is not None
+    }
+
+
+def _name(setting: object) -> object:
+    """The last part of the path of a class or function."""
+    path = setting.get("class_path") if isinstance(setting, Mapping) else setting
+    return path.rpartition(".")[2] if isinstance(path, str) else path
+
+
+def _settings(setting: object) -> Mapping[str, Any]:
+    """What a class is made with."""
+    return (setting.get("init_args") or {}) if isinstance(setting, Mapping) else {}
