@@ -177,6 +177,7 @@ def test_attacks_get_stronger_with_eps_steps_and_restarts(
     assert (margin(trained, three, y) < margin(trained, one, y)).any()
 
 
+@pytest.mark.skipif(not has_bfloat16("cpu"), reason="minutes, where bfloat16 is emulated")
 def test_bfloat16_attacks_as_well_as_float32(
     trained: MnistCNN, digits: tuple[Tensor, Tensor]
 ) -> None:

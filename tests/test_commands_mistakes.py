@@ -44,7 +44,7 @@ from tests.conftest import TINY, refused
         (["--trainer.val_check_interval", "0"], "trainer.val_check_interval: 0 is below 1"),
         (["--trainer.val_check_interval", "99"], "val_check_interval: has more steps than an"),
         (["--trainer.accelerator", "tpu"], "error: trainer: "),
-        (["--ckpt_path", ""], "ckpt_path: . has no last.ckpt"),
+        (["--ckpt_path", ""], "ckpt_path: is empty; name a run"),
         (["--trainer", "null"], "error: trainer: null is no mapping of settings"),
         (["--model.adversarial_training.attack.step_size", "0"], "step_size of PGD: steps of 0"),
         (["--model.attacks.PGD.step_size", "nan"], "step_size: 'nan' is not a number"),

@@ -131,7 +131,7 @@ def test_trades_attack_raises_the_divergence(
 
 def test_a_normal_start_is_near_the_image(network: MnistCNN) -> None:
     x = torch.full((50, 1, 28, 28), 0.5)
-    attack = PGD(eps=Pixels(0.3), step_size=Pixels(0), steps=1, start_std=Pixels(0.01))
+    attack = PGD(eps=Pixels(0.3), step_size=Pixels(1e-9), steps=1, start_std=Pixels(0.01))
     change = attack(network, x, torch.zeros(50, dtype=torch.int64)) - x
     assert change.mean().item() == pytest.approx(0, abs=3e-4)
     assert change.std().item() == pytest.approx(0.01, rel=0.02)
