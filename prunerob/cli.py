@@ -98,7 +98,7 @@ def _run(args: list[str]) -> None:
         print(HELP)
     elif args[0] == "--version":
         print(f"prunerob {__version__}")
-    elif args[0] in LIGHTNING and _asks_for_help(args):
+    elif args[0] in LIGHTNING and {"-h", "--help"} & set(args) and args[-2:] not in HELP_ALL:
         print(short_help(args[0]))
     else:
         try:
@@ -118,10 +118,6 @@ def _run(args: list[str]) -> None:
         except (UserError, OSError) as error:
             sys.stderr.write(f"prunerob: error: {one_line(error)}\n")
             raise SystemExit(2) from None
-
-
-def _asks_for_help(args: list[str]) -> bool:
-    return bool({"-h", "--help"} & set(args)) and args[-2:] not in HELP_ALL
 
 
 def _open_streams() -> None:

@@ -100,8 +100,7 @@ def check_values(config: Namespace, command: str = "fit") -> None:
         raise UserError(f"trainer.gradient_clip_val: {clip} is below 0")
     if config.get("trainer.limit_train_batches") == 0:
         raise UserError("trainer.limit_train_batches: 0 leaves nothing to train on")
-    _check_writer_settings(config.get("trainer.logger"))
-    _check_places(config.get("trainer.logger"))
+    _check_loggers(config.get("trainer.logger"))
     for group, kind in (
         ("trainer", Trainer),
         ("data", None),
@@ -111,20 +110,23 @@ def check_values(config: Namespace, command: str = "fit") -> None:
         _check_values(config.get(group), kind, group)
 
 
-def _check_writer_settings(loggers: object) -> None:
-    """See that a TensorBoardLogger's `**kwargs` are of the types that its writer works with."""
+def _check_loggers(loggers: object) -> None:
+    """See that a run's folder gets a name that a terminal can show.
+
+    A TensorBoardLogger's `**kwargs` must be of the types that its writer works with.
+    """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if not isinstance(logger, Namespace):
             continue
         for group in ("init_args", "dict_kwargs"):
             settings = logger.get(group)
-            settings = vars(settings) if isinstance(settings, Namespace) else settings
-            for name, value in (settings or {}).items():
+            settings = vars(settings) if isinstance(settings, Namespace) else settings or {}
+            for name, value in settings.items():
+                key = f"trainer.logger.{group}.{name}"
                 if name in WRITER_SETTINGS and not _fits(value, *WRITER_SETTINGS[name]):
-                    raise UserError(
-                        f"trainer.logger.{group}.{name}: {value!r:.40} is not "
-                        f"{WRITER_SETTINGS[name][0]}"
-                    )
+                    raise UserError(f"{key}: {value!r:.40} is not {WRITER_SETTINGS[name][0]}")
+                if group == "init_args" and isinstance(value, str):
+                    _check_place(value, key)
 
 
 def _fits(value: object, kind: str, admits_null: bool) -> bool:
@@ -134,20 +136,11 @@ def _fits(value: object, kind: str, admits_null: bool) -> bool:
     return is_number and not isinstance(value, bool) and 0 <= cast(float, value) < 1e9
 
 
-def _check_places(loggers: object) -> None:
-    """See that a run's folder gets a name that a terminal can show."""
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        settings = logger.get("init_args") if isinstance(logger, Namespace) else None
-        for name, value in vars(settings).items() if isinstance(settings, Namespace) else ():
-            if not isinstance(value, str):
-                continue
-            if "://" in value:
-                raise UserError(f"trainer.logger.init_args.{name}: {value:.80} is no folder here")
-            if not value.isprintable():
-                raise UserError(
-                    f"trainer.logger.init_args.{name}: {value!r:.80} holds what no terminal can "
-                    "show, as a line break"
-                )
+def _check_place(value: str, key: str) -> None:
+    if "://" in value:
+        raise UserError(f"{key}: {value:.80} is no folder here")
+    if not value.isprintable():
+        raise UserError(f"{key}: {value!r:.80} holds what no terminal can show, as a line break")
 
 
 def check_strategy(trainer: Trainer) -> None:

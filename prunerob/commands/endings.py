@@ -81,8 +81,8 @@ def _conclude(trainer: Trainer, model: Classifier, run: Run) -> None:
     if run.summary.is_file():
         if has_finished(trainer):
             rank_zero_info(result(run))
-        if has_finished(trainer) and (doubt := _at_chance(trainer, model)):
-            rank_zero_info(doubt)
+            if doubt := _at_chance(trainer, model):
+                rank_zero_info(doubt)
         return
     unpruned = model.prune_epoch is not None and model.phase_name == TRAINING
     when = ", before anything was pruned" if unpruned else ""

@@ -80,8 +80,8 @@ def short_help(command: str) -> str:
     Args:
         command: "fit", "validate", "test" or "predict".
     """
-    parts = [INTRODUCTIONS[command], "", OPTIONS]
-    parts.append(f"  {'--seed_everything N':<{NAMES}}of weights, order of images, noise; 0")
+    seed = _line("--seed_everything N", "of weights, order of images, noise; 0")
+    parts = [INTRODUCTIONS[command], "", OPTIONS, seed]
     for heading, group, file, name in SECTIONS:
         parts += ["", f"{heading}:"]
         parts += [
@@ -119,7 +119,7 @@ def _line(key: str, text: str) -> str:
             if room / 3 <= end.start() <= room and _is_closed(text[: end.start()])
         ]
         text = clauses[-1] if clauses else text[: text.rindex(" ", 0, room - 3)] + " ..."
-    return start + text.removesuffix(".") if not text.endswith("...") else start + text
+    return start + (text if text.endswith("...") else text.removesuffix("."))
 
 
 def _is_closed(text: str) -> bool:

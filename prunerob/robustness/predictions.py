@@ -65,24 +65,23 @@ def write_predictions(
         labels = [called.get(c, str(c)) for c in range(outputs)]
         shown = min(form.top_k or outputs, outputs)
         if i == 0 and form.top_k is None:
-            every = (f"probability of {to_cell(labels[c])}" for c in range(outputs))
+            every = (f"probability of {to_cell(label)}" for label in labels)
             table.writerow(["image", "class", *every])
         elif i == 0:
-            pairs = ((f"class {k}", f"probability {k}") for k in range(1, shown + 1))
-            table.writerow(["image", *(name for pair in pairs for name in pair)])
+            heads = (f"{what} {k + 1}" for k in range(shown) for what in ("class", "probability"))
+            table.writerow(["image", *heads])
         for image, row in zip(index.tolist(), probabilities, strict=True):
             name = names[image] if names else image
-            values = [float(f"{value:.6g}") for value in row.tolist()]
+            values = [f"{value:.6g}" for value in row.tolist()]
             best = row.argsort(descending=True, stable=True).tolist()[:shown]
             if form.as_json:
                 order = best if form.top_k else range(outputs)
-                found = [{"class": labels[c], "probability": values[c]} for c in order]
+                found = [{"class": labels[c], "probability": float(values[c])} for c in order]
                 objects.append({"image": name, "class": labels[best[0]], "classes": found})
             elif form.top_k is None:
-                cells = [f"{value:.6g}" for value in row.tolist()]
-                table.writerow([to_cell(name), to_cell(labels[best[0]]), *cells])
+                table.writerow([to_cell(name), to_cell(labels[best[0]]), *values])
             else:
-                found_cells = ((to_cell(labels[c]), f"{values[c]:.6g}") for c in best)
-                table.writerow([to_cell(name), *(cell for pair in found_cells for cell in pair)])
+                cells = (cell for c in best for cell in (to_cell(labels[c]), values[c]))
+                table.writerow([to_cell(name), *cells])
     content = json.dumps(objects, indent=1, ensure_ascii=False) + "\n"
     write_whole(file, content if form.as_json else text.getvalue())

@@ -133,17 +133,17 @@ class Phase:
         except UserError:
             raise
         except Exception as error:  # torch's own check few of their settings
-            raise UserError(f"{self.keys}: {one_line(error)}") from None
+            raise UserError(f"{self.keys}: {first_line(error)}") from None
         try:
             made["optimizer"].step(lambda: torch.zeros(()))
             if "lr_scheduler" in made:
                 made["lr_scheduler"]["scheduler"].step()
         except Exception as error:  # one of the user's may fail in any way
-            why = one_line(error)
-            raise UserError(f"{self.keys}: cannot train this network: {why:.300}") from None
+            why = f"{first_line(error):.300}"
+            raise UserError(f"{self.keys}: cannot train this network: {why}") from None
 
 
-def one_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of an error's text, or its name where it has none."""
     lines = str(error.args[0] if error.args else error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
