@@ -12,9 +12,11 @@ demo: .venv/ready
 		--folder lightning_logs/demo
 	$(BIN)/prunerob report lightning_logs/demo
 
-# Lint, types and the quick tests, a process of one thread for each core, up to eight.
+# Lint, types and the quick tests, a process of one thread for each core, up to eight. A process that
+# dies ends them.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
+		--max-worker-restart 0
 
 # All tests, with the slow ones, and new examples for the property tests.
 test-all: check

@@ -63,7 +63,7 @@ RESIDUAL: dict[str, tuple[Callable[[], nn.Module], type[Rewrite]]] = {
     "WRN-10-1": (lambda: WideResNet(10, 1), FoldedWideResNet),
     "WRN-10-2": (lambda: WideResNet(10, 2), FoldedWideResNet),
     "WRN-16-1": (lambda: WideResNet(16, 1), FoldedWideResNet),
-    "ResNet-18": (lambda: ResNet18(6), FoldedResNet18),
+    "ResNet-18": (lambda: ResNet18(8), FoldedResNet18),
 }
 
 
@@ -194,10 +194,6 @@ def test_no_attack_waits_for_the_device(attack: FGSM | PGD, kind: str) -> None:
             bool((x > 0).any())
 
 
-@pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() == "AVX2",
-    reason="torch 2.15 ends the process in its compiled backward, as seen on a CPU with AVX2 alone",
-)
 @pytest.mark.parametrize("name", sorted(RESIDUAL))
 def test_residual_networks_compile_without_a_break(name: str) -> None:
     """In one graph, channels-last, with the logits and gradients of the network as it is."""

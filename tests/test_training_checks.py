@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from prunerob.cli import main
 from prunerob.data import MNIST
 from prunerob.errors import UserError
-from prunerob.networks import MnistCNN
+from prunerob.networks import MnistCNN, ResNet18
+from prunerob.networks.narrow import narrow
+from prunerob.networks.rewrite import layout_of
 from prunerob.training import checks
 from prunerob.training.adversarial import AdversarialTraining
-from prunerob.training.checks import check_last_batch
+from prunerob.training.checks import check_last_batch, choose_layout
 from tests.conftest import FILTERS, NARROW, RUN, TINY, refused
 
 
@@ -165,3 +167,15 @@ def test_networks_of_tutorials_run_as_they_are() -> None:
     main(["validate"])
     main(["predict"])
     assert (RUN / "predictions.csv").is_file()
+
+
+@pytest.mark.parametrize(("width", "layout"), [(7, "plain"), (8, "channels-last")])
+def test_a_network_that_a_processor_cannot_train_channels_last_is_laid_out_plainly(
+    width: int, layout: str
+) -> None:
+    """oneDNN's AVX2 gradient of a 1x1 convolution of stride 2 that reads fewer than 8 channels."""
+    network = ResNet18(width)
+    choose_layout(network, torch.Size((3, 32, 32)), torch.device("cpu"))
+    expected = torch.channels_last if layout == "channels-last" else torch.contiguous_format
+    assert layout_of(network) == expected
+    assert layout_of(narrow(network.to(memory_format=torch.channels_last))) == expected

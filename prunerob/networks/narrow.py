@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from prunerob.networks.channels import Channels, Reader, known_channels, part_of, writers
 from prunerob.networks.layers import set_sizes
 from prunerob.networks.modes import evaluating
-from prunerob.networks.rewrite import layout_of
+from prunerob.networks.rewrite import layout_of, survives_channels_last
 
 Positions = tuple[Tensor | None, Tensor | None]
 """Kept positions along a tensor's first and second dimension, int64; None keeps all."""
@@ -99,7 +99,8 @@ class Narrowing:
                     part = nn.Parameter(part, requires_grad=tensor.requires_grad)
                 setattr(module, attribute, part)
                 set_sizes(module)
-        return narrow.to(memory_format=layout_of(network))
+        can_stay = survives_channels_last(narrow)
+        return narrow.to(memory_format=layout_of(network) if can_stay else torch.contiguous_format)
 
 
 def narrow(network: nn.Module) -> nn.Module:

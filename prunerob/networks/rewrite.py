@@ -88,6 +88,25 @@ def layout_of(network: nn.Module) -> torch.memory_format:
     return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
+def survives_channels_last(network: nn.Module) -> bool:
+    """Whether oneDNN's training of a channels-last network stays within its memory.
+
+    With AVX2 alone, the gradient of a 1x1 convolution that takes steps and reads fewer than 8
+    channels writes past its workspace: the process ends, hangs or learns wrong weights
+    (uxlfoundation/oneDNN, issue 6035). All processors avoid it, so that they train alike.
+
+    Args:
+        network: with its convolutions, of any layout.
+    """
+    return not any(
+        isinstance(module, nn.Conv2d)
+        and set(module.kernel_size) == {1}
+        and set(module.stride) != {1}
+        and module.in_channels < 8
+        for module in network.modules()
+    )
+
+
 def rewrite(network: nn.Module, shape: torch.Size) -> Rewrite:
     """The fastest known form of a network for an attack.
 

@@ -16,7 +16,7 @@ from prunerob.attacks.attack import has_bfloat16
 from prunerob.data.batches import Batches
 from prunerob.errors import UserError
 from prunerob.networks.modes import evaluating
-from prunerob.networks.rewrite import AsItIs
+from prunerob.networks.rewrite import AsItIs, survives_channels_last
 from prunerob.robustness.table import WORST_CASE
 from prunerob.runs.ranks import ranks
 from prunerob.training.adversarial import AdversarialTraining
@@ -232,13 +232,17 @@ def check_finite(network: nn.Module, epoch: int, but: Collection[str]) -> None:
 def choose_layout(network: nn.Module, shape: torch.Size, device: torch.device) -> None:
     """Lay a network out channels-last, in which convolutions of all devices are faster.
 
-    Plainly, if its code takes nothing else, as `x.view(-1, 400)` does. All ranks choose the same.
+    Plainly, if its code takes nothing else, as `x.view(-1, 400)` does, or if a processor could not
+    train it so. All ranks choose the same.
 
     Args:
         network: is changed in place.
         shape: of the images, (C, H, W).
         device: on which it is.
     """
+    if device.type == "cpu" and not survives_channels_last(network):
+        network.to(memory_format=torch.contiguous_format)
+        return
     x = torch.zeros(2, *shape, device=device)
     for layout in (torch.channels_last, torch.contiguous_format, torch.channels_last):
         network.to(memory_format=layout)
