@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import random
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -43,8 +46,8 @@ def changed(config: dict[str, Any], key: Path_, value: object) -> dict[str, Any]
     return config
 
 
-def attempt(config: dict[str, Any], key: Path_, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run `fit`, which must begin to train, or refuse in a line with the key."""
+def attempt(config: dict[str, Any], *wrong: Path_, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run `fit`, which must begin to train, or refuse in a line with a key that is wrong."""
     Path("c.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), "utf-8")
     with pytest.raises((Accepted, SystemExit)) as end:
         main(["fit", "--config", "c.yaml"])
@@ -52,10 +55,12 @@ def attempt(config: dict[str, Any], key: Path_, capsys: pytest.CaptureFixture[st
         assert end.value.code == 2
         told = capsys.readouterr().err.strip().splitlines()[-1]
         assert told.startswith("prunerob: error: ")
-        names = [name for name in key if name not in ("init_args", "class_path")]
         # A phase's optimizer and schedule are refused together; a system's error names the file.
-        named = [*names[-3:], ".".join(names[:2]), TOO_LONG[:100]]
-        assert any(name in told for name in named), f"{key}: {told}"
+        named = [TOO_LONG[:100]]
+        for key in wrong:
+            names = [name for name in key if name not in ("init_args", "class_path")]
+            named += [*names[-3:], ".".join(names[:2])]
+        assert any(name in told for name in named), f"{wrong}: {told}"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +76,19 @@ def test_a_group_of_settings_is_no_single_value(
     Path("c.yaml").write_text(text)
     told = refused(capsys, "fit", "--config", TINY, "--config", "c.yaml")
     assert told.startswith(f"prunerob: error: {key}: ")
+
+
+@pytest.mark.parametrize("key", ["data.seed", "data.init_args.seed"])
+def test_the_data_has_no_seed_of_its_own(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would have no effect: all follow the run's."""
+    outer, *inner = key.split(".")
+    config = yaml.safe_load(Path(TINY).read_text())
+    config[outer] = changed(config[outer], tuple(inner), 5)
+    Path("c.yaml").write_text(yaml.safe_dump(config))
+    expected = "prunerob: error: data.seed: follows the run's seed; set seed_everything"
+    assert refused(capsys, "fit", "--config", "c.yaml") == expected
+    assert refused(capsys, "fit", "--config", TINY, f"--{key}", "5") == expected
+    assert refused(capsys, "sweep", "--config", TINY, f"--{key}=5", "--amount", "0") == expected
 
 
 QUICK = [
@@ -123,7 +141,7 @@ def test_a_wrong_value_is_told_with_its_key(
     base = yaml.safe_load(Path(TINY).read_text())
     base["model"]["adversarial_training"]["weight"] = 0.5
     path = tuple(key.split("."))
-    attempt(changed(base, path, value), path, capsys)
+    attempt(changed(base, path, value), path, capsys=capsys)
 
 
 def settings(class_path: str, **init_args: object) -> dict[str, object]:
@@ -228,8 +246,70 @@ def test_no_value_of_any_key_ends_in_a_traceback(
         for value in VALUES:
             tried += 1
             try:
-                attempt(changed(base, key, value), key, capsys)
+                attempt(changed(base, key, value), key, capsys=capsys)
             except Exception as error:  # all of them, in one list
                 problems.append(f"{'.'.join(key)} = {str(value)[:20]}: {error!r:.200}")
     print(f"{tried} values tried")
+    assert not problems, "\n".join(problems)
+
+
+ODD = (
+    *VALUES,
+    *(-0.0, 1e-320, 2**63, -(2**63), 0x110000, float("inf"), "1/0", "0x10", "1e400", "nan", "~"),
+    *(
+        [None],
+        [[]],
+        {"": None},
+        {"a": {"b": 1}},
+        [1, "a"],
+        {"class_path": None},
+        {"class_path": "os"},
+    ),
+    *(
+        {"class_path": "os.system"},
+        {"init_args": {}},
+        "a\x00b",
+        "\u202e",
+        "\n",
+        "-",
+        "../..",
+        "os.getcwd",
+    ),
+    *({"class_path": "torch.nn.ReLU"}, {"class_path": "builtins.int", "init_args": {"x": "1"}}),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_no_two_wrong_values_at_once_end_in_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the configurations of MNIST that are shipped, with two or three keys changed."""
+
+    def accept(_: object) -> None:
+        raise Accepted
+
+    monkeypatch.setattr(Classifier, "on_train_start", accept)
+    loaded = MNIST().load()
+    monkeypatch.setattr(MNIST, "load", lambda _: loaded)
+    draw = random.Random(20)
+    shipped = sorted((Path(TINY).parents[1] / "configs").glob("mnist_*.yaml"))
+    bases = [yaml.safe_load(file.read_text()) for file in shipped]
+    problems = []
+    for _ in range(400):
+        config = draw.choice(bases)
+        wrong = draw.sample(list(keys(config)), draw.choice((2, 3)))
+        asked = []
+        for key in wrong:
+            value = draw.choice(ODD)
+            asked.append(f"{'.'.join(key)} = {str(value)[:20]!r}")
+            with suppress(KeyError, TypeError):  # it was within another that is changed
+                config = changed(config, key, value)
+        begun = monotonic()
+        try:
+            attempt(config, *wrong, capsys=capsys)
+        except Exception as error:
+            problems.append(f"{'; '.join(asked)}: {error!r:.300}")
+        if monotonic() - begun > 20:
+            problems.append(f"{'; '.join(asked)}: {monotonic() - begun:.0f} s")
     assert not problems, "\n".join(problems)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType, UnionType
@@ -52,9 +52,30 @@ def check_file(file: Path) -> None:
             value = value.get(key, {}) if isinstance(value, Mapping) else {}
         if not isinstance(value, str):  # a file to read them from
             _check_group(value, group)
+        if group == "data" and isinstance(value, Mapping):
+            settings = value.get("init_args")
+            if "seed" in value or (isinstance(settings, Mapping) and "seed" in settings):
+                raise _own_seed()
 
 
-def check_groups(config: Namespace) -> None:
+def check_seed(args: Sequence[str]) -> None:
+    """See that a command line gives the data no seed of its own, which would have no effect.
+
+    Args:
+        args: of a command.
+
+    Raises:
+        UserError: it does.
+    """
+    if {"--data.seed", "--data.init_args.seed"} & {word.split("=")[0] for word in args}:
+        raise _own_seed()
+
+
+def _own_seed() -> UserError:
+    return UserError("data.seed: follows the run's seed; set seed_everything")
+
+
+def _check_groups(config: Namespace) -> None:
     """See that every group of settings is one.
 
     Raises:
@@ -75,9 +96,9 @@ def _check_group(value: object, group: str) -> None:
 
 
 def check_values(config: Namespace, command: str = "fit") -> None:
-    """See that nothing is null that needs a value, for which jsonargparse takes null.
+    """See that groups of settings are groups, and nothing is null that needs a value.
 
-    Every number must be finite, and above 0 if Lightning divides by it.
+    jsonargparse takes null for either. Every number must be finite, and above 0 if Lightning divides by it.
 
     Args:
         config: of a command.
@@ -86,6 +107,7 @@ def check_values(config: Namespace, command: str = "fit") -> None:
     Raises:
         UserError: something is.
     """
+    _check_groups(config)
     if config.get("seed_everything") is None:
         raise UserError("seed_everything: is null; leave it out to take its default")
     trainer = config.get("trainer")

@@ -24,7 +24,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
 from prunerob.attacks import Attack
 from prunerob.commands.arguments import Arguments
-from prunerob.commands.configurations import check_file, check_groups, check_strategy, check_values
+from prunerob.commands.configurations import check_file, check_seed, check_strategy, check_values
 from prunerob.commands.endings import told
 from prunerob.commands.mistakes import REFUSALS, Parser, plain
 from prunerob.commands.recording import SaveConfig
@@ -212,8 +212,8 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; LightningCLI's own would warn about `sys.argv`."""
+        check_seed(args)
         self.config = parser.parse_args(args)
-        check_groups(self.config[self.config.subcommand])
         check_values(self.config[self.config.subcommand], self.config.subcommand)
         seed = self.config[self.config.subcommand].seed_everything
         if not 0 <= seed < 2**32:
