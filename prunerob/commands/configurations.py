@@ -98,7 +98,8 @@ def _check_group(value: object, group: str) -> None:
 def check_values(config: Namespace, command: str = "fit") -> None:
     """See that groups of settings are groups, and nothing is null that needs a value.
 
-    jsonargparse takes null for either. Every number must be finite, and above 0 if Lightning divides by it.
+    jsonargparse takes null for either. Every number must be finite, and above 0 if Lightning
+    divides by it.
 
     Args:
         config: of a command.
