@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check board bench table1 table2 table3 figure1 figure2 clean
+.PHONY: demo test test-all check board bench docs table1 table2 table3 figure1 figure2 clean
 
 # The main job on real MNIST: train against PGD, prune 90 % of the weights, fine-tune, attack; beside
 # it the control, dense and trained for as long.
@@ -40,28 +40,35 @@ table1 table2 table3 figure1 figure2: .venv/ready
 bench: .venv-bench/ready
 	.venv-bench/bin/python -m benchmarks.speed
 
+# The guide and the reference, in build/docs; built without the package's own dependencies.
+docs: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/.venv-docs/bin:$$PATH" mkdocs build
+
 # uv installs the set in about a minute, pip in about three.
 .venv/ready: pyproject.toml constraints.txt
-	$(call install,.venv,constraints.txt,test$(comma)ray)
+	$(call install,.venv,constraints.txt,--editable '.[test$(comma)ray]')
 
 # The peers have a place of their own: torchattacks wants old versions of what others use.
 .venv-bench/ready: pyproject.toml benchmarks/constraints.txt
-	$(call install,.venv-bench,benchmarks/constraints.txt,torchattacks$(comma)foolbox$(comma)pyautoattack$(comma)art)
+	$(call install,.venv-bench,benchmarks/constraints.txt,--editable '.[torchattacks$(comma)foolbox$(comma)pyautoattack$(comma)art]')
+
+.venv-docs/ready: docs/constraints.txt
+	$(call install,.venv-docs,docs/constraints.txt,--requirement docs/constraints.txt)
 
 comma := ,
 
-# Folder, constraints, extras.
+# Folder, constraints, what to install.
 define install
 	rm -rf $(1)
 	if command -v uv >/dev/null; then \
 		uv venv --quiet --python $(PYTHON) $(1) && \
-		uv pip install --quiet --python $(1) --constraint $(2) --editable '.[$(3)]'; \
+		uv pip install --quiet --python $(1) --constraint $(2) $(3); \
 	else \
 		$(PYTHON) -m venv $(1) && \
-		$(1)/bin/python -m pip install --quiet --constraint $(2) --editable '.[$(3)]'; \
+		$(1)/bin/python -m pip install --quiet --constraint $(2) $(3); \
 	fi
 	touch $(1)/ready
 endef
 
 clean:
-	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-bench .venv-docs build/docs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,7 +14,7 @@ class Pixels(float):
     Raises:
         ValueError: below 0, above 1, or not a number.
 
-    Example:
+    Examples:
         >>> Pixels("8/255") == 8 / 255
         True
     """

@@ -24,7 +24,7 @@ def wilson_interval(correct: int, images: int) -> tuple[float, float]:
     Returns:
         lower and upper bound, in [0, 1].
 
-    Example:
+    Examples:
         >>> [round(bound, 4) for bound in wilson_interval(9900, 10000)]
         [0.9879, 0.9918]
     """
@@ -47,7 +47,7 @@ def mcnemar(a: Tensor, b: Tensor) -> float:
     Returns:
         p-value, two-sided, in [0, 1].
 
-    Example:
+    Examples:
         >>> a = torch.tensor([True] * 10)
         >>> round(mcnemar(a, torch.tensor([False] * 6 + [True] * 4)), 4)
         0.0312
@@ -74,7 +74,7 @@ def t_test(values: Sequence[float], *, resolution: float = 0.0) -> float | None:
     Returns:
         None of a single value, which says nothing about others.
 
-    Example:
+    Examples:
         >>> round(t_test([1.0, 2.0]), 3)
         0.205
     """

@@ -177,6 +177,12 @@ def settings(class_path: str, **init_args: object) -> dict[str, object]:
         ("trainer.val_check_interval", 10**9, "trainer.val_check_interval: "),
         ("trainer.overfit_batches", 0.5, "trainer: You requested to check 0.5"),
         ("ckpt_path", "", "ckpt_path: is empty"),
+        ("model.schedule", {"": None}, "model.schedule: a setting has no name"),
+        (
+            "model.adversarial_training",
+            {"class_path": "os.system"},
+            "model.adversarial_training: holds settings, and no class as os.system",
+        ),
         ("model.schedule", settings("prunerob.schedules.Cosine", end=-1), "end of Cosine: -1.0"),
         (
             "pruning.criterion",

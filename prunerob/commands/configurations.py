@@ -43,9 +43,10 @@ def check_file(file: Path) -> None:
 
     Raises:
         UserError: it is no YAML, or has a single value in place of a group of settings, for which
-            jsonargparse would take the defaults.
+            jsonargparse would take the defaults, or a setting without a name.
     """
     config = read_yaml(file) if file.is_file() else None
+    _check_names(config, "")
     for group in GROUPS:
         value = config
         for key in group.split("."):
@@ -56,6 +57,14 @@ def check_file(file: Path) -> None:
             settings = value.get("init_args")
             if "seed" in value or (isinstance(settings, Mapping) and "seed" in settings):
                 raise _own_seed()
+
+
+def _check_names(value: object, above: str) -> None:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name == "" and above != "model.attacks.":  # names of attacks are told with theirs
+                raise UserError(f"{above.rstrip('.') or 'configuration'}: a setting has no name")
+            _check_names(inner, f"{above}{name}.")
 
 
 def check_seed(args: Sequence[str]) -> None:

@@ -95,6 +95,10 @@ def plain(message: str) -> str:
         (r" Given value: ", "; got "),
         (r"Not of type Pixels: ", ""),
         (r"expected dot import path string", "no such class"),
+        (
+            r"^Subclasses are disabled for AdversarialTraining, thus '([^']*)'.*",
+            r"model.adversarial_training: holds settings, and no class as \1",
+        ),
     ):
         text = re.sub(pattern, shorter, text)
     if module := re.search(r"subclass\s+of\s+\S*ImageDataModule;\s+got\s+(\S+)", text):
