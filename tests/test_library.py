@@ -135,3 +135,16 @@ def test_examples_run(
     for value in namespace.values():
         if isinstance(value, nn.Module):
             assert all(bool(p.isfinite().all()) for p in value.parameters())
+
+
+@pytest.mark.slow
+def test_the_first_lines_of_the_readme_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text("utf-8").partition("From Python")[2]
+    lines = [line[4:] for line in text.splitlines() if line.startswith("    ")][:5]
+    assert lines[-1].startswith("print(")
+    exec("\n".join(lines).replace("test_sample(50)", "test_sample(3)"), {})
+    rows = capsys.readouterr().out
+    assert all(row in rows for row in ("clean", "PGD-40", "AutoAttack", "worst case"))
