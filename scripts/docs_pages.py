@@ -54,7 +54,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links lead to pages; a link to a file that is no page leaves its text."""
+    """Let links lead to pages; a link to a file that is no page is an error of the build."""
     origin = next((s for s, p in AT_THE_TOP.items() if p == page.file.src_uri), None)
     source = PurePosixPath(origin or f"docs/{page.file.src_uri}")
 

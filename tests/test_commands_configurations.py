@@ -235,17 +235,22 @@ def test_a_name_with_a_line_break_is_told_in_one_line(capsys: pytest.CaptureFixt
     assert "no thing: No such file or directory" in told
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-def test_no_value_of_any_key_ends_in_a_traceback(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run ends where it would begin to train, and images are loaded once, not for every value."""
+
     def accept(_: object) -> None:
         raise Accepted
 
     monkeypatch.setattr(Classifier, "on_train_start", accept)
-    loaded = MNIST().load()  # once, not for every value
+    loaded = MNIST().load()
     monkeypatch.setattr(MNIST, "load", lambda _: loaded)
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_no_value_of_any_key_ends_in_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     base = resolve(["--config", TINY])
     problems, tried = [], 0
     for key in keys(base):
@@ -285,19 +290,11 @@ ODD = (
 )
 
 
+@pytest.mark.usefixtures("no_training")
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_no_two_wrong_values_at_once_end_in_a_traceback(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_two_wrong_values_at_once_end_in_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     """In the configurations of MNIST that are shipped, with two or three keys changed."""
-
-    def accept(_: object) -> None:
-        raise Accepted
-
-    monkeypatch.setattr(Classifier, "on_train_start", accept)
-    loaded = MNIST().load()
-    monkeypatch.setattr(MNIST, "load", lambda _: loaded)
     draw = random.Random(20)
     shipped = sorted((Path(TINY).parents[1] / "configs").glob("mnist_*.yaml"))
     bases = [yaml.safe_load(file.read_text()) for file in shipped]

@@ -53,10 +53,10 @@ def check_file(file: Path) -> None:
             value = value.get(key, {}) if isinstance(value, Mapping) else {}
         if not isinstance(value, str):  # a file to read them from
             _check_group(value, group)
-        if group == "data" and isinstance(value, Mapping):
-            settings = value.get("init_args")
-            if "seed" in value or (isinstance(settings, Mapping) and "seed" in settings):
-                raise _own_seed()
+    data = config.get("data") if isinstance(config, Mapping) else None
+    for settings in (data, data.get("init_args") if isinstance(data, Mapping) else None):
+        if isinstance(settings, Mapping) and "seed" in settings:
+            raise _own_seed()
 
 
 def _check_names(value: object, above: str) -> None:
