@@ -44,7 +44,8 @@ bench: .venv-bench/ready
 docs: .venv-docs/ready
 	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/.venv-docs/bin:$$PATH" mkdocs build
 
-# uv installs the set in about a minute, pip in about three.
+# uv installs the set in about two minutes, pip in about three. Compiled, every command starts sooner by
+# seconds, also where Python may not write bytecode itself.
 .venv/ready: pyproject.toml constraints.txt
 	$(call install,.venv,constraints.txt,--editable '.[test$(comma)ray]')
 
@@ -62,7 +63,7 @@ define install
 	rm -rf $(1)
 	if command -v uv >/dev/null; then \
 		uv venv --quiet --python $(PYTHON) $(1) && \
-		uv pip install --quiet --python $(1) --constraint $(2) $(3); \
+		uv pip install --quiet --compile-bytecode --python $(1) --constraint $(2) $(3); \
 	else \
 		$(PYTHON) -m venv $(1) && \
 		$(1)/bin/python -m pip install --quiet --constraint $(2) $(3); \

@@ -33,7 +33,7 @@ import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import multiprocessing
 
-from prunerob.commands.lightning import resolve
+from prunerob.commands.reading import resolve
 from prunerob.runs.configuration import instantiate
 
 EPOCHS = 4

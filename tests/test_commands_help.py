@@ -11,7 +11,7 @@ import pytest
 
 from prunerob.cli import LIGHTNING, main
 from prunerob.commands.help import HIDDEN
-from prunerob.commands.lightning import resolve
+from prunerob.commands.reading import resolve
 from tests.conftest import TINY
 
 GROUPS = ("model", "model.adversarial_training", "model.fine_tuning", "pruning", "data.init_args")

@@ -9,7 +9,7 @@ import pytest
 import setuptools.build_meta
 
 from prunerob.commands import shipped
-from prunerob.commands.lightning import resolve
+from prunerob.commands.reading import resolve
 from prunerob.commands.shipped import with_files
 from prunerob.errors import UserError
 from tests.conftest import refused

@@ -58,6 +58,23 @@ def test_a_file_says_the_same(sweep: Path, capsys: pytest.CaptureFixture[str]) -
         (["--amount", "0.5", "--pruning.epoch", "null"], "pruning.epoch of"),
         (["--amount", "0.5", "--pruning.epoch", "4"], "pruning.epoch of"),
         (["--amount", "0.5", "--model.depth", "3"], "model.depth"),
+        (
+            ["--amount", "0.5", "--model.adversarial_training.attack.step_size", "0"],
+            "step_size of PGD: steps of 0",
+        ),
+        (["--amount", "0.5", "--model.attacks.PGD.step_size", "0"], "step_size of PGD: steps of 0"),
+        (
+            ["--amount", "0.5", "--model.validation_attack.step_size", "0"],
+            "step_size of PGD: steps of 0",
+        ),
+        (
+            ["--amount", "0.5", "--model.optimizer.lr", "-1"],
+            "model.optimizer or model.schedule: Invalid learning rate: -1",
+        ),
+        (
+            ["--amount", "0.5", "--model.fine_tuning.optimizer.lr", "-1"],
+            "model.fine_tuning: Invalid learning rate: -1",
+        ),
     ],
 )
 def test_mistakes_cost_nothing(

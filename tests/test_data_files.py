@@ -22,10 +22,12 @@ from torchvision.io import ImageReadMode, decode_image, write_jpeg, write_png
 
 from prunerob.data import MNIST
 from prunerob.data.batches import Batch
-from prunerob.data.files import PNG, find_images, read_image
+from prunerob.data.files import find_images, read_image
 from prunerob.errors import UserError
 from prunerob.robustness.predictions import write_predictions
 from tests.conftest import TINY, refused, small
+
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def test_a_folder_of_images_is_read(tmp_path: Path) -> None:
@@ -189,6 +191,33 @@ def test_pixels_are_those_of_torchvision(tmp_path: Path, channels: int) -> None:
         # libpng weighs colours a little otherwise than JPEG and Pillow do.
         coloured = name in ("colour.png", "alpha.png", "palette.png", "transparent.png")
         assert apart <= int(channels == 1 and (coloured or name == "turned.png")), name
+
+
+def deep_png(values: np.ndarray[Any, Any]) -> bytes:
+    """A PNG of 16 bits a colour, by the format's own rules: (H, W, 1 or 3), uint16."""
+    height, width, channels = values.shape
+    kind = {1: 0, 3: 2}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    file = PNG
+    for name, data in (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ):
+        sum_ = struct.pack(">I", zlib.crc32(name + data))
+        file += struct.pack(">I", len(data)) + name + data + sum_
+    return file
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_of_16_bits_the_upper_8_are_taken(tmp_path: Path, channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (9, 7, channels), dtype=np.uint16)
+    (tmp_path / "deep.png").write_bytes(deep_png(values))
+    expected = torch.from_numpy((values >> 8).astype(np.uint8)).permute(2, 0, 1)
+    assert torch.equal(read_image(tmp_path / "deep.png", (channels, 9, 7)), expected)
+    if channels == 1:
+        in_colour = read_image(tmp_path / "deep.png", (3,))
+        assert torch.equal(in_colour, expected.expand(3, -1, -1))
 
 
 READ = """

@@ -14,7 +14,7 @@ from secrets import token_hex
 
 import pytest
 
-from prunerob.commands.lightning import resolve
+from prunerob.commands.reading import resolve
 from prunerob.errors import UserError
 from prunerob.sweeps.cluster import RETRIES, RayTask, RayTasks
 from prunerob.sweeps.job import Job

@@ -177,7 +177,7 @@ def test_best_is_an_epoch_that_was_validated(monkeypatch: pytest.MonkeyPatch) ->
     """Pruned, the network is worse than its last accuracy before, which still stands there."""
 
     def log(module: Classifier) -> None:
-        module.log("validation/clean_accuracy", 0.9 if module.current_epoch < 2 else 0.1)
+        module.log("accuracy/validation_clean", 0.9 if module.current_epoch < 2 else 0.1)
 
     monkeypatch.setattr(Classifier, "on_validation_epoch_end", log)
     main(["fit", "--config", TINY, "--trainer.check_val_every_n_epoch", "2"])

@@ -44,8 +44,8 @@ def in_terminal(columns: int, *args: str) -> list[str]:
 
 
 def test_an_epoch_is_told_in_short() -> None:
-    metrics = {"validation/clean_accuracy": 0.9812, "validation/robust_accuracy": 0.5}
-    metrics |= {"train/loss": 0.21349}
+    metrics = {"accuracy/validation_clean": 0.9812, "accuracy/validation_robust": 0.5}
+    metrics |= {"loss/train": 0.21349, "step": 12.0}
     told = accuracies({name: torch.tensor(value) for name, value in metrics.items()})
     assert told == "validation 98.1% clean, 50.0% robust; train loss 0.213"
 

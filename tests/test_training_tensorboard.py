@@ -12,7 +12,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from prunerob.cli import main
-from prunerob.commands.lightning import resolve
+from prunerob.commands.reading import resolve
 from prunerob.training.tensorboard import hyper_parameters, quiet_writers
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
@@ -29,29 +29,34 @@ def test_a_run_and_its_test_show_what_a_reader_looks_for(
     shown.Reload()
     tags = shown.Tags()
     for name in (
-        "train/loss",
-        "train/clean_accuracy",
-        "train/adversarial_accuracy",
-        "validation/clean_accuracy",
-        "validation/robust_accuracy",
-        "pruned/conv2",
-        "pruned share/weights",
-        "test/PGD",
-        "test/worst case",
-        "test before_pruning/PGD",
+        "accuracy/train_clean",
+        "accuracy/train_adversarial",
+        "accuracy/validation_clean",
+        "accuracy/validation_robust",
+        "loss/train",
     ):
-        assert name in tags["scalars"], name
+        assert [point.step for point in shown.Scalars(name)] == [5, 10, 15, 20], name
+    for name in ("pruned/amount", "pruned/weights", "pruned by layer/conv2"):
+        points = shown.Scalars(name)
+        assert [(p.step, p.value > 0) for p in points] == [
+            *((0, False), (5, False), (10, True), (15, True))
+        ], name
+    assert shown.Scalars("pruned/amount")[-1].value == pytest.approx(0.7, abs=1e-3)
+    # Curves come first, and nothing stands among them that is none.
+    groups = sorted({name.split("/")[0] for name in tags["scalars"]})
+    assert groups == ["accuracy", "loss", "pruned", "pruned by layer"]
+    others = {name.split("/")[0] for name in (*tags["histograms"], *tags["images"])}
+    assert min(others) > groups[-1]
     for when in ("1 before pruning", "2 after pruning", "3 after fine-tuning"):
-        assert f"network/conv2.weight/{when}" in tags["histograms"]
+        assert f"weights/conv2.weight/{when}" in tags["histograms"]
     assert {"test examples/PGD", "test before_pruning examples/FGSM 8/255"} <= set(tags["images"])
     assert {"config/text_summary", "test robustness/text_summary"} <= set(tags["tensors"])
-    assert [point.step for point in shown.Scalars("test/PGD")] == [0]
     hparams = EventAccumulator("lightning_logs/tiny/version_0/test")
     hparams.Reload()
     assert "_hparams_/session_start_info" in str(hparams.PluginTagToContent("hparams"))
-    assert "hp/PGD" in hparams.Tags()["scalars"]
+    assert "test/PGD" in hparams.Tags()["scalars"]
     before, after = (
-        next(iter(shown.Histograms(f"network/conv2.weight/{when}"))).histogram_value
+        next(iter(shown.Histograms(f"weights/conv2.weight/{when}"))).histogram_value
         for when in ("1 before pruning", "2 after pruning")
     )
     assert before.num == after.num

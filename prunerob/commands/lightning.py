@@ -8,12 +8,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
@@ -26,7 +25,13 @@ from prunerob.attacks import Attack
 from prunerob.commands.arguments import Arguments
 from prunerob.commands.configurations import check_file, check_seed, check_strategy, check_values
 from prunerob.commands.endings import told
-from prunerob.commands.mistakes import REFUSALS, Parser, plain
+from prunerob.commands.loggers import (
+    default_logger,
+    loggers_of_new_run,
+    loggers_of_run,
+    loggers_of_test,
+)
+from prunerob.commands.mistakes import REFUSALS, Parser, refusing
 from prunerob.commands.recording import SaveConfig
 from prunerob.data import Augmentation, ImageDataModule
 from prunerob.errors import UserError
@@ -45,9 +50,10 @@ from prunerob.runs.weights import Weights, find_weights, load_weights
 from prunerob.schedules import Schedule
 from prunerob.training.checkpoints import Checkpoints, about_machine
 from prunerob.training.classifier import Classifier
+from prunerob.training.loggers import log_robustness
 from prunerob.training.progress import Progress, log_above_bars
 from prunerob.training.resuming import check_training_state, restoring
-from prunerob.training.tensorboard import log_robustness, quiet_writers
+from prunerob.training.tensorboard import quiet_writers
 
 NOT_FOR_USERS = {
     *("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"),
@@ -55,8 +61,6 @@ NOT_FOR_USERS = {
     "weights_only",  # True always, so that no checkpoint can run code
 }
 """Arguments of the Trainer's methods that the command line leaves out."""
-
-LOGGER = "pytorch_lightning.loggers.TensorBoardLogger"
 
 register_type(Pixels, serializer=str, deserializer=Pixels)
 # Settings of attacks, augmentations and schedules are dataclasses, yet chosen by class_path.
@@ -129,22 +133,6 @@ def run(args: Sequence[str]) -> None:
         destroy_process_group()
 
 
-def resolve(args: Sequence[str]) -> dict[str, Any]:
-    """The whole configuration that a command line of `fit` stands for, in plain values.
-
-    Args:
-        args: what follows `fit`.
-    """
-    for word, following in pairwise(args):
-        if word == "--config":
-            check_file(Path(following))
-    try:
-        _Reading("fit", args, None, Held())
-    except _Parsed as parsed:
-        return parsed.config
-    raise AssertionError("a command line that is read ends when it is parsed")
-
-
 class Held(ExitStack):
     """What a command holds; copies of what refers to it, as weight averaging makes, share it."""
 
@@ -188,10 +176,7 @@ class CommandLine(LightningCLI):
                 "num_sanity_val_steps": 0,
                 "devices": 1,
                 "enable_model_summary": False,
-                "logger": {
-                    "class_path": LOGGER,
-                    "init_args": {"save_dir": ".", "name": "lightning_logs"},
-                },
+                "logger": default_logger(),
             },
             auto_configure_optimizers=False,
             parser_kwargs={"prog": "prunerob"},
@@ -227,9 +212,11 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Direct what the command writes to the folder of the run it is about."""
         config = self.config[self.subcommand]
+        configured = config.trainer.logger
         if self.subcommand == "fit":
+            config.trainer.logger = loggers_of_new_run(configured)
             if self.weights and self._goes_on(self.weights, config):
-                config.trainer.logger = _logger(self.weights.folder)
+                config.trainer.logger = loggers_of_run(self.weights.folder, configured)
                 self.save_config_callback = None
                 self.goes_on = True
                 rank_zero_info(f"Going on with {self.weights.folder}")
@@ -238,7 +225,9 @@ class CommandLine(LightningCLI):
             return
         assert self.weights is not None
         check_writable(self.weights.folder)
-        config.trainer.logger = _logger(self.weights.folder) if self.subcommand == "test" else False
+        folder = self.weights.run.folder if self.weights.run else None
+        tests = self.subcommand == "test"
+        config.trainer.logger = tests and loggers_of_test(folder, configured)
 
     def _goes_on(self, weights: Weights, config: Namespace) -> bool:
         """Whether `fit` goes on with a run in its own folder.
@@ -268,12 +257,8 @@ class CommandLine(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Instantiate; a setting that a class refuses is the user's mistake, not a crash."""
-        try:
+        with refusing():
             super().instantiate_classes()
-        except (ValueError, TypeError) as error:
-            if isinstance(error, TypeError) and "argument" not in str(error):
-                raise
-            raise UserError(plain(str(error))) from error
         folder = self.trainer.log_dir if self.subcommand == "fit" else None
         is_trial = bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
         if folder and self.trainer.is_global_zero and not is_trial:
@@ -367,28 +352,3 @@ class CommandLine(LightningCLI):
         parser = self._parser(self.subcommand)
         dumped = parser.dump(self.config[self.subcommand], skip_none=False)
         return cast(dict[str, Any], yaml.safe_load(dumped))
-
-
-class _Parsed(Exception):  # noqa: N818  (no error)
-    """Ends a command line that was to be read, not run."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__("parsed")
-        self.config = config
-
-
-class _Reading(CommandLine):
-    """A command line that is read, not run."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and end there."""
-        super().parse_arguments(parser, args)
-        self.subcommand = self.config.subcommand
-        raise _Parsed(self.plain_config())
-
-
-def _logger(folder: Path) -> Namespace:
-    """A TensorBoard logger that writes into an existing run's folder."""
-    init_args = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
-    logger: Namespace = dict_to_namespace({"class_path": LOGGER, "init_args": init_args})
-    return logger

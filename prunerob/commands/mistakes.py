@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import Parameter, signature
 from typing import Any, NoReturn
 
@@ -38,6 +39,21 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         raise UserError(plain(message))
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Where classes are made from settings: what one refuses is the user's mistake, not a crash.
+
+    Raises:
+        UserError: a class refuses its settings.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if isinstance(error, TypeError) and "argument" not in str(error):
+            raise
+        raise UserError(plain(str(error))) from error
 
 
 def spelled_out(args: Sequence[str], message: str) -> list[str] | None:

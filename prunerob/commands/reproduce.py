@@ -82,7 +82,7 @@ def run(args: Sequence[str]) -> None:
 
     failed = False
     if not options.report_only:
-        from prunerob.commands.lightning import resolve
+        from prunerob.commands.reading import resolve
         from prunerob.sweeps.make import make_sweep, run_sweeps
 
         sweeps = []
@@ -136,7 +136,7 @@ def report(what: str, paper: PaperTable, folder: Path, *, configs: Path, toleran
     """
     from rich.console import Console
 
-    from prunerob.commands.lightning import resolve
+    from prunerob.commands.reading import resolve
     from prunerob.reports.comparison import comparison, comparison_csv, departures, only_of
     from prunerob.reports.reading import read_results
     from prunerob.reports.writing import show, write

@@ -80,7 +80,7 @@ def run(args: Sequence[str]) -> None:
     arguments, settings = parser.parse_known_args(rest)
     options = _read(file, arguments, settings)
 
-    from prunerob.commands.lightning import resolve
+    from prunerob.commands.reading import resolve
     from prunerob.sweeps.make import make_sweep, run_sweeps
 
     if run_sweeps([make_sweep(options, resolve=resolve)], options):

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from prunerob.errors import UserError
 
-PNG = b"\x89PNG\r\n\x1a\n"
 MOST_PIXELS = 89_478_485
 """Above it, a file of a few bytes could fill the memory; Pillow warns there."""
 TOO_LARGE = f"has more than {MOST_PIXELS // 1_000_000} million pixels; make it smaller"
@@ -89,7 +88,8 @@ def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
     """Read one image, as grey or as colour as the data set is.
 
     Pillow decodes it, since libpng in torchvision's decoder ends the process on a damaged file. The
-    pixels are the same, but where a coloured PNG becomes grey: there, one level of 255 apart.
+    pixels are the same, but where a coloured PNG becomes grey: there, one level of 255 apart. Of 16
+    bits a colour, the upper 8 are taken.
 
     Args:
         file: PNG or JPEG.
@@ -130,10 +130,6 @@ def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
 
 def _decode(opened: BinaryIO, mode: str) -> Image.Image:
     """Decode a file, upright, once its size and its checksums are known to be right."""
-    start = opened.read(25)
-    if start.startswith(PNG) and start[24:] == b"\x10":
-        raise UserError("has more than 8 bits a colour; convert it to 8")
-    opened.seek(0)
     with Image.open(opened, formats=("PNG", "JPEG")) as image:
         if image.width * image.height > MOST_PIXELS:
             raise UserError(TOO_LARGE)
@@ -142,7 +138,9 @@ def _decode(opened: BinaryIO, mode: str) -> Image.Image:
     with Image.open(opened, formats=("PNG", "JPEG")) as image:
         image.draft(mode, None)  # a JPEG's own grey
         image.load()
-        if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        if image.mode.startswith("I"):  # grey of 16 bits; of colours, Pillow reads the upper 8, too
+            decoded = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert(mode)
+        elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
             decoded = image.convert("RGBA").convert(mode)
         else:
             decoded = image.convert(mode)

@@ -23,15 +23,16 @@ from prunerob.pruning.cut import STATE, Cut
 from prunerob.pruning.hold import Hold, check_held
 from prunerob.pruning.masks import Masks, Reading, Residual, apply_masks, emptied_layers, to_device
 from prunerob.pruning.narrow_training import NarrowTraining, check_narrow
-from prunerob.pruning.record import PruningRecord
+from prunerob.pruning.record import PruningRecord, curves
 from prunerob.pruning.schedules import OneShot, PruningSchedule, Timetable
 from prunerob.pruning.scores import Criterion, name_of, scores_filters
 from prunerob.runs.folder import has_finished, run_folder, write_whole
 from prunerob.runs.ranks import broadcast_object, check_agreement, rewrap_ddp
 from prunerob.training.classifier import Classifier
+from prunerob.training.loggers import log_numbers
 from prunerob.training.phases import FINE_TUNING
 from prunerob.training.teacher import Teacher
-from prunerob.training.tensorboard import log_shares, log_weight_histograms
+from prunerob.training.tensorboard import log_weight_histograms
 
 
 class Pruning(Callback):
@@ -199,6 +200,9 @@ class Pruning(Callback):
         timetable = cast(Timetable, self._timetable)
         if (share := timetable.due(trainer.current_epoch, batch)) is not None:
             self._prune(trainer, module, share, is_last=share == timetable.last)
+        if self.epoch is not None and (share is not None or not batch):
+            shown = curves(self.record, self.cut.reading, self._layers(module))
+            log_numbers(trainer, shown)
 
     def _prune(self, trainer: Trainer, module: Classifier, share: float, *, is_last: bool) -> None:
         """Decide and prune; the first time, begin fine-tuning."""
@@ -229,7 +233,6 @@ class Pruning(Callback):
             self._hold.change(to_device(self.masks, module.device))
         self._check_agreement(f"after pruning in epoch {trainer.current_epoch}", module)
         reached = self.record.reached(self.cut.reading)
-        log_shares(trainer, {"pruning/share": reached, **self.record.curves(self._layers(module))})
         if not is_last:
             rank_zero_info(f"Epoch {trainer.current_epoch}: {reached:.2%} pruned")
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from prunerob.pruning.counts import Layer, Shares
@@ -80,11 +80,6 @@ class PruningRecord:
             return self.shares.weights
         return float(asdict(self.shares)[reading])
 
-    def curves(self, layers: Sequence[Layer]) -> dict[str, float]:
-        """Shares pruned, in [0, 1], of each layer and by each reading, by the tag of a curve."""
-        by_layer = {f"pruned/{layer.name}": layer.share_pruned for layer in layers}
-        return by_layer | {f"pruned share/{n}": share for n, share in asdict(self.shares).items()}
-
     def describe(self, headline: str, multiple: int, layers: Sequence[Layer]) -> str:
         """What pruning did, layer by layer, as text.
 
@@ -141,3 +136,19 @@ def _accuracy(correct: int, images: int) -> dict[str, Any]:
     """An accuracy with what it takes to judge it."""
     interval = wilson_interval(correct, images)
     return {"accuracy": correct / images, "interval": interval, "images": images}
+
+
+def curves(
+    record: PruningRecord | None, reading: Reading, layers: Sequence[Layer]
+) -> dict[str, float]:
+    """Shares pruned, in [0, 1], by the tags of their curves.
+
+    Args:
+        record: of what was pruned; None before anything was.
+        reading: the share that is meant by `pruning.amount`, for filters.
+        layers: those of the network, before and after.
+    """
+    shares = asdict(record.shares) if record else {}
+    curves = {f"pruned/{f.name}": shares.get(f.name, 0.0) for f in fields(Shares)}
+    curves["pruned/amount"] = record.reached(reading) if record else 0.0
+    return curves | {f"pruned by layer/{layer.name}": layer.share_pruned for layer in layers}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
-Resolve = Callable[[Sequence[str]], dict[str, Any]]
-"""From the options of a command line to the whole configuration, in plain values."""
+
+class Resolve(Protocol):
+    """From the options of a command line to the whole configuration, in plain values."""
+
+    def __call__(self, args: Sequence[str], *, builds: bool = False) -> dict[str, Any]:
+        """See `prunerob.commands.reading.resolve`."""
+
 
 NOT_TRAINING = (
     "ckpt_path",

@@ -78,7 +78,8 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
         resolve(["--config", str(config), *settings, "--seed_everything", str(seed)])
     seen: dict[object, Branch] = {}
     for branch in branches:
-        pruning = _check_branch(resolve(["--config", str(config), *settings, *branch.settings()]))
+        options_of_it = ["--config", str(config), *settings, *branch.settings()]
+        pruning = _check_branch(resolve(options_of_it, builds=True))
         key = (pruning, branch.schedule, branch.objective, branch.amount, branch.scratch)
         other = seen.setdefault(key, branch)
         if other is not branch:

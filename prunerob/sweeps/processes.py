@@ -14,6 +14,7 @@ import torch
 
 from prunerob.sweeps.job import Job
 from prunerob.sweeps.progress import last_line
+from prunerob.sweeps.signals import uninterrupted
 from prunerob.sweeps.worker import forget_ranks, work
 
 
@@ -68,8 +69,9 @@ class Processes:
         busy = [other.gpu for other in self._processes if not other.has_ended()]
         gpu = min(self._gpus, key=busy.count, default=None)
         process = self._context.Process(target=_work, args=(job, self.threads, gpu), daemon=True)
-        process.start()
-        self._processes.append(_Process(process, job, gpu))
+        with uninterrupted():
+            process.start()
+            self._processes.append(_Process(process, job, gpu))
         return self._processes[-1]
 
     def close(self) -> None:

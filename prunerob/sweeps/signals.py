@@ -33,7 +33,9 @@ def ending_in_order() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         if not received:
             received.append(number)
-            raise SystemExit(128 + number)
+            if not _uninterrupted:
+                raise SystemExit(128 + number)
+            _uninterrupted[-1] = number
 
     for number in numbers:
         if before[number] != signal.SIG_IGN:
@@ -51,6 +53,28 @@ def ending_in_order() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
+
+
+_uninterrupted: list[int] = []
+"""For each block of `uninterrupted` that is at work, the number of a signal that waits, or 0."""
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a signal that would end what stands within `ending_in_order` wait for the block's end.
+
+    Such as the start of a process, which nothing would end if nobody came to know of it.
+
+    Raises:
+        SystemExit: one came.
+    """
+    _uninterrupted.append(0)
+    try:
+        yield
+    finally:
+        number = _uninterrupted.pop()
+    if number:
+        raise SystemExit(128 + number)
 
 
 def _say(line: str) -> None:

@@ -105,14 +105,14 @@ class Checkpoints(Checkpoint):
 
     def _is_best(self, trainer: Trainer, module: Classifier) -> bool:
         metrics = trainer.callback_metrics
-        if not self._is_validated or "validation/clean_accuracy" not in metrics:
+        if not self._is_validated or "accuracy/validation_clean" not in metrics:
             return False  # metrics of an epoch before may still stand there
         pruned_for = trainer.current_epoch - (module.prune_epoch or 0)
         if module.phase_name != TRAINING and pruned_for < module.pruning_epochs:
             return False  # less is pruned than was asked for
-        names = ("validation/robust_accuracy", "validation/clean_accuracy")
+        names = ("accuracy/validation_robust", "accuracy/validation_clean")
         result = [float(metrics[name]) for name in names if name in metrics]
-        probe = metrics.get("validation/probe_accuracy")
+        probe = metrics.get("accuracy/validation_probe")
         if probe is not None and result[0] - probe > MASKED:
             result[0] = float(probe)  # a network that hides its gradients wins nothing by it
         if self._best_phase != module.phase_name:

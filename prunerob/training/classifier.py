@@ -42,6 +42,7 @@ from prunerob.schedules import Constant, Schedule
 from prunerob.training import checks
 from prunerob.training.adversarial import AdversarialTraining
 from prunerob.training.averaging import Averaging
+from prunerob.training.loggers import log_examples, log_step
 from prunerob.training.phases import (
     FINE_TUNING,
     TRAINING,
@@ -51,7 +52,6 @@ from prunerob.training.phases import (
     make_trainings,
 )
 from prunerob.training.teacher import Teacher
-from prunerob.training.tensorboard import log_examples
 from prunerob.training.validation import DESCRIPTIONS, PROBED, Counts, Validation
 from prunerob.training.weight_perturbation import WeightPerturbation
 
@@ -240,17 +240,9 @@ class Classifier(LightningModule):
                 share=share,
             )
         loss, accuracies = training.loss(self.network, x, x_adv, y, teacher)
-        self.running = {f"{name}_accuracy": value for name, value in accuracies.items()}
-        self.running["loss"] = loss.detach()
-        for name, value in self.running.items():
-            self.log(
-                f"train/{name}",
-                value,
-                on_step=False,
-                on_epoch=True,
-                sync_dist=several,
-                batch_size=n,
-            )
+        self.running = {f"accuracy/train_{name}": value for name, value in accuracies.items()}
+        self.running["loss/train"] = loss.detach()
+        self.log_dict(self.running, on_step=False, on_epoch=True, sync_dist=several, batch_size=n)
         return loss * share if several else loss
 
     def on_after_backward(self) -> None:
@@ -263,6 +255,7 @@ class Classifier(LightningModule):
         Raises:
             UserError: training has diverged.
         """
+        log_step(self)
         broadcast_buffers(self.network)
         checks.check_finite(self.network, self.current_epoch + 1, self._may_be_infinite)
         check_agreement(f"after epoch {self.current_epoch + 1}", self.network.state_dict())
@@ -332,7 +325,8 @@ class Classifier(LightningModule):
         counts = self._validation.counts()
         for name, (right, images) in counts.items():
             if name != PROBED:
-                self.log(f"validation/{name}_accuracy", right / images, prog_bar=True)
+                self.log(f"accuracy/validation_{name}", right / images, prog_bar=True)
+        log_step(self)
         for describe in DESCRIPTIONS:
             warning = describe(counts, self.current_epoch + 1)
             if warning and (describe.__name__, self.phase_name) not in self._warned:
@@ -387,7 +381,7 @@ class Classifier(LightningModule):
         """Sum up into the table."""
         self.robustness = cast(Measurement, self._measurement).end()
         for row in self.robustness.rows:
-            self.log(f"{self.test_name}/{row.attack}", row.accuracy)
+            self.log(f"{self.test_name}/{row.attack}", row.accuracy, logger=False)
 
     # Prediction
 

@@ -69,7 +69,7 @@ class Progress(RichProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         """The numbers behind the bar."""
         running = list(cast(Classifier, pl_module).running.items())[: self.METRICS]
-        return {name.removesuffix("_accuracy"): value.item() for name, value in running}
+        return {_split(name)[1]: value.item() for name, value in running}
 
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
         """Columns that leave room for the numbers at 80 characters."""
@@ -127,15 +127,23 @@ def accuracies(metrics: Mapping[str, Tensor]) -> str:
     """An epoch's metrics for people: "validation 98.1% clean, 90.3% robust; train loss 0.213".
 
     Args:
-        metrics: numbers by names with a group before them: "validation/clean_accuracy".
+        metrics: numbers by their tags: "accuracy/validation_clean", "loss/train".
     """
     groups: dict[str, list[str]] = {}
-    for name, value in metrics.items():
-        group, _, rest = name.rpartition("/")
-        short = rest.removesuffix("_accuracy")
-        text = f"{short} {float(value):.3f}" if short == rest else f"{float(value):.1%} {short}"
-        groups.setdefault(group, []).append(text)
-    return "; ".join(f"{group} {', '.join(parts)}".strip() for group, parts in groups.items())
+    for tag, value in metrics.items():
+        if tag != "step":
+            images, name = _split(tag)
+            is_accuracy = tag.startswith("accuracy/")
+            text = f"{float(value):.1%} {name}" if is_accuracy else f"{name} {float(value):.3f}"
+            groups.setdefault(images, []).append(text)
+    return "; ".join(f"{images} {', '.join(parts)}".strip() for images, parts in groups.items())
+
+
+def _split(tag: str) -> tuple[str, str]:
+    """The images that a number is of, and its name: "train" and "clean", "train" and "loss"."""
+    group, _, rest = tag.rpartition("/")
+    images, _, name = rest.partition("_")
+    return ("", tag) if group not in ("accuracy", "loss") else (images, name or group)
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What runs show in TensorBoard beyond their scalars."""
+"""What runs show in TensorBoard alone: histograms and hyper-parameters."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.tensorboard.writer import SummaryWriter
-from torchvision.utils import make_grid
 
-from prunerob.robustness.measure import Examples
 from prunerob.robustness.table import Robustness
 
 
@@ -51,49 +48,14 @@ def log_weight_histograms(trainer: Trainer, network: nn.Module, when: str) -> No
         for name, parameter in network.named_parameters():
             if parameter.dim() > 1:
                 writer.add_histogram(
-                    f"network/{name}/{when}", parameter.detach(), trainer.global_step
+                    f"weights/{name}/{when}", parameter.detach(), trainer.global_step
                 )
 
 
-def log_shares(trainer: Trainer, shares: Mapping[str, float]) -> None:
-    """Shares pruned, in [0, 1], by the tag of their curve."""
-    for writer in writers(trainer):
-        for tag, share in shares.items():
-            writer.add_scalar(tag, share, trainer.global_step)
-
-
-def log_examples(trainer: Trainer, test: str, examples: Examples, *, columns: int = 10) -> None:
-    """A grid of images, adversarial examples and magnified perturbations, with predictions.
-
-    Args:
-        trainer: says where to write.
-        test: the test's name; a tag has the attack's, too.
-        examples: of one batch.
-        columns: how many of them to show.
-    """
-    x, x_adv, labels, before, after = (
-        values[:columns]
-        for values in (
-            *(examples.x, examples.x_adv, examples.labels),
-            *(examples.before, examples.after),
-        )
-    )
-    change = x_adv - x
-    # Grey is no change; the largest change in the grid is black or white.
-    magnified = 0.5 + change / (2 * change.abs().max().clamp(min=1e-12))
-    grid = make_grid(torch.cat([x, x_adv, magnified]).cpu(), nrow=len(x), pad_value=0.3)
-    predictions = zip(labels.tolist(), before.tolist(), after.tolist(), strict=True)
-    text = ", ".join(f"{label}: {clean} → {attacked}" for label, clean, attacked in predictions)
-    tag = f"{test} examples/{examples.attack}"
-    for writer in writers(trainer):
-        writer.add_image(tag, grid)
-        writer.add_text(tag, f"label: prediction clean → attacked, by column: {text}")
-
-
-def log_robustness(
+def log_hyper_parameters(
     trainer: Trainer, name: str, robustness: Robustness, config: Mapping[str, Any]
 ) -> None:
-    """The table of a test, and the hyper-parameters with the accuracies that they led to.
+    """The hyper-parameters, with the accuracies that they led to.
 
     Args:
         trainer: says where to write.
@@ -101,11 +63,9 @@ def log_robustness(
         robustness: its result.
         config: the configuration, in plain values.
     """
-    settings = hyper_parameters(config)
+    results = {f"test/{row.attack}": row.accuracy for row in robustness.rows}
     for writer in writers(trainer):
-        writer.add_text(f"{name} robustness", robustness.to_markdown())
-        results = {f"hp/{row.attack}": row.accuracy for row in robustness.rows}
-        writer.add_hparams(settings, results, run_name=name)
+        writer.add_hparams(hyper_parameters(config), results, run_name=name)
 
 
 def hyper_parameters(config: Mapping[str, Any]) -> dict[str, str | float]:
