@@ -89,7 +89,7 @@ def test_what_cannot_be_reported_is_told(swept: Path, capsys: pytest.CaptureFixt
 
     shutil.copytree(run, swept / "seed0" / "again")
     told = refused(capsys, "report", str(swept))
-    assert "are the same: PGD, weight 50 %, seed 0" in told
+    assert "are the same: PGD, weights, 50 %, seed 0" in told
     shutil.rmtree(swept / "seed0" / "again")
 
     config = yaml.safe_load((run / "config.yaml").read_text())

@@ -43,10 +43,12 @@ def test_the_paper_s_numbers_stand_beside_ours(
     assert "6 of 8 runs finished, 2 failed" in capsys.readouterr().out
     with Path("runs/table/comparison.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["pruned"] for row in rows] == ["0", "0", "weight 50 %", "weight 50 %"]
+    assert [row["network"] for row in rows] == [
+        *("dense", "dense", "weights, 50 %", "weights, 50 %")
+    ]
     assert float(rows[0]["difference"]) == pytest.approx(-1.9, abs=0.01)
     lines = Path("runs/table/comparison.md").read_text().splitlines()
-    assert lines[2].startswith("| PGD | weight 99.99 %, not run | – / 50.0 | – / 0.0 |")
+    assert lines[2].startswith("| PGD | weights, 99.99 %, not run | – / 50.0 | – / 0.0 |")
     assert f" / {natural + 1.9:.1f} |" in lines[3], "within two points: no mark"
     assert lines[3].count("*") == 1
     assert f"/ {natural + 100:.1f} * |" in lines[4]

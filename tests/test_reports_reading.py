@@ -67,7 +67,7 @@ def test_single_runs_with_their_dense_network(tmp_path: Path) -> None:
     main(["test"])
     results = read_results(["lightning_logs"])
     run = Path("lightning_logs/tiny/version_0")
-    assert [point.pruned for point in results.by_point] == ["0", "weight 70 %"]
+    assert [point.name for point in results.by_point] == ["dense", "weights, 70 %"]
     dense, pruned = results.all
     rows = json.loads((run / "robustness_before_pruning.json").read_text())["rows"]
     assert [row.accuracy for row in dense.robustness.rows] == [row["accuracy"] for row in rows]
@@ -147,10 +147,12 @@ def test_a_sweep_over_objectives_compares_each_with_its_own_control(
     main([*sweep, "--threads", "1", "--folder", "s", "--model.scrutinized_images", "0"])
     assert "5 of 5 runs finished" in capsys.readouterr().out
     results = read_results(["s"])
-    told = [point.pruned for point in results.by_point]
-    share = ["0, control, RSLAD (share 0.8333)", "0, control, TRADES (beta 2)"]
+    told = [point.name for point in results.by_point]
+    objectives = ["RSLAD (share 0.8333)", "TRADES (beta 2)"]
     assert told == [
-        *("0", *share, "weight, RSLAD (share 0.8333) 50 %", "weight, TRADES (beta 2) 50 %")
+        "dense",
+        *(f"dense, trained longer, {objective}" for objective in objectives),
+        *(f"weights, 50 %, {objective}" for objective in objectives),
     ]
     for point in results.by_point:
         if not (point.is_dense or point.is_control):

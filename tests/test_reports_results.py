@@ -108,4 +108,6 @@ def test_two_runs_from_one_dense_network_share_its_row(tmp_path: Path) -> None:
             text.replace('amount": 0.7', 'amount": 0.8').replace("amount: 0.7", "amount: 0.8")
         )
     results = read_results(["lightning_logs"])
-    assert [point.pruned for point in results.by_point] == ["0", "weight 80 %", "weight 70 %"]
+    assert [point.name for point in results.by_point] == [
+        *("dense", "weights, 80 %", "weights, 70 %")
+    ]

@@ -23,7 +23,7 @@ def test_layers_that_nearly_vanished_are_told(swept: Path) -> None:
     file.write_text(json.dumps(pruning))
     main(["report", str(swept)])
     told = (swept / "report" / "warnings.txt").read_text()
-    row = "PGD, pruned filter (weights) 50 %, seed 1: conv3 nearly vanished: 3 of 64 channels"
+    row = "PGD, filters, 50 % of weights, seed 1: conv3 nearly vanished: 3 of 64 channels"
     assert row in told
     assert told.count("vanished") == 1
     left = (swept / "report" / "filters_left.md").read_text()
@@ -36,11 +36,11 @@ def test_a_control_of_another_length_is_not_compared(swept: Path) -> None:
         file.write_text(file.read_text().replace("max_epochs: 4", "max_epochs: 3"))
     main(["report", str(swept)])
     minus = (swept / "report" / "minus_control.md").read_text()
-    assert "filter (weights) 50 % |" in minus
-    assert "weight 50 % |" not in minus
-    assert "| weight 50 % |" in (swept / "report" / "minus_dense.md").read_text()
+    assert "filters, 50 % of weights |" in minus
+    assert "weights, 50 % |" not in minus
+    assert "| weights, 50 % |" in (swept / "report" / "minus_dense.md").read_text()
     told = (swept / "report" / "warnings.txt").read_text()
-    assert "pruned weight 50 %: not compared with the control" in told
+    assert "weights, 50 %: not compared with the control" in told
     assert told.count("not compared") == 1
 
 

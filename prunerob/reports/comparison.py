@@ -135,8 +135,8 @@ def comparison(paper: PaperTable, results: Results) -> Table:
             values = results.accuracies(point, column) if point else []
             apart = values and abs(100 * mean(values) - theirs) > APART
             cells.append(f"{percent(values)} / {theirs:.1f}{' *' if apart else ''}")
-        share = f"{row.method} {100 * row.amount:g} %" if row.method else "0"
-        pruned = point.pruned if point else f"{share}, not run"
+        share = f"{row.method}s, {100 * row.amount:g} %" if row.method else "dense"
+        pruned = point.name if point else f"{share}, not run"
         seeds = str(len(results.by_point[point])) if point else "0"
         rows.append([recipe.name, pruned, *cells, seeds])
     note = (
@@ -145,7 +145,7 @@ def comparison(paper: PaperTable, results: Results) -> Table:
     )
     return Table(
         f"{paper.title}, ours / the paper's",
-        ["training", "pruned", *paper.columns, "seeds"],
+        ["training", "network", *paper.columns, "seeds"],
         rows,
         note,
     )
@@ -155,7 +155,7 @@ def comparison_csv(paper: PaperTable, results: Results) -> str:
     """The comparison for programs: a line for each cell, in percent."""
     file = StringIO()
     table = csv.writer(file, lineterminator="\n")
-    table.writerow(["training", "pruned", "column", "ours", "paper", "difference", "seeds"])
+    table.writerow(["training", "network", "column", "ours", "paper", "difference", "seeds"])
     for row, recipe, point in pairs(paper, results):
         for column, theirs in zip(paper.columns, row.accuracies, strict=True):
             values = results.accuracies(point, column) if point else []
@@ -163,5 +163,5 @@ def comparison_csv(paper: PaperTable, results: Results) -> str:
                 ours = 100 * mean(values)
                 seeds = " ".join(map(str, results.by_point[point]))
                 cells = (f"{ours:.2f}", theirs, f"{ours - theirs:.2f}", seeds)
-                table.writerow([recipe.name, point.pruned, column, *cells])
+                table.writerow([recipe.name, point.name, column, *cells])
     return file.getvalue()

@@ -14,8 +14,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prunerob.reports.networks import CONTROL, Point
+from prunerob.reports.networks import CONTROL, NATURAL, Point
 from prunerob.reports.results import Results
+from prunerob.statistics import mean_and_spread, wilson_interval
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK = (
     "#0072B2",
@@ -46,14 +47,14 @@ def difference_figure(results: Results) -> Figure:
     """Accuracy minus the dense network's against the share pruned: Figure 1 of the paper.
 
     A panel for each training and method; natural images, FGSM and PGD at their largest eps, and
-    AutoAttack. Error bars are standard deviations over seeds; the hollow marks at 0 are the
-    control.
+    AutoAttack. Error bars are standard deviations over seeds and, of a single one, the 95 %
+    interval over images; the hollow marks at 0 are the control.
     """
     trainings, methods = results.recipes, results.methods
     columns = ["natural", results.one_step_column(), results.many_steps_column()]
     columns.append(results.robust_column())
     figure = Figure(
-        figsize=(1 + 3 * len(trainings), 0.8 + 2.3 * len(methods)), layout="constrained"
+        figsize=(max(8, 1 + 3 * len(trainings)), 0.8 + 2.3 * len(methods)), layout="constrained"
     )
     grid = figure.subplots(len(methods), len(trainings), squeeze=False, sharex=True, sharey="col")
     for i, method in enumerate(methods):
@@ -89,7 +90,7 @@ def _difference_curve(
         if difference is not None:
             shares.append(100 * point.amount)
             heights.append(difference.points)
-            spreads.append(difference.spread or 0.0)
+            spreads.append(difference.margin if difference.spread is None else difference.spread)
     if len(shares) == 1:
         return
     axes.errorbar(
@@ -119,10 +120,13 @@ def _difference_curve(
 
 
 def trade_off_figure(results: Results) -> Figure:
-    """Robust against natural accuracy; the area of a mark is the share of parameters left."""
+    """Robust against natural accuracy; the area of a mark is the share of parameters left.
+
+    Bars are standard deviations over seeds and, of a single one, the 95 % interval over images.
+    """
     robust = results.robust_column() or results.many_steps_column() or results.columns[-1]
-    trainings = results.recipes
-    figure = Figure(figsize=(1 + 3 * len(trainings), 3.8), layout="constrained")
+    columns, trainings = (NATURAL, robust), results.recipes
+    figure = Figure(figsize=(max(8, 1 + 3 * len(trainings)), 3.8), layout="constrained")
     grid = figure.subplots(1, len(trainings), squeeze=False)
     for axes, recipe in zip(grid[0], trainings, strict=True):
         kinds: list[tuple[str, Sequence[Point]]] = [("dense", [Point(recipe=recipe)])]
@@ -133,10 +137,14 @@ def trade_off_figure(results: Results) -> Figure:
             known = [point for point in points if results.accuracies(point, robust)]
             at = [
                 [100 * mean(results.accuracies(point, column)) for point in known]
-                for column in ("natural", robust)
+                for column in columns
             ]
             sizes = [20 + 180 * (1 - results.share(point)) for point in known]
             if known:
+                bars = [[_bar(results, point, column) for point in known] for column in columns]
+                axes.errorbar(
+                    *at, xerr=bars[0], yerr=bars[1], fmt="none", ecolor=colour, alpha=0.5, lw=0.8
+                )
                 axes.scatter(
                     *at, s=sizes, color=colour, marker=marker, alpha=0.65, linewidths=0, label=name
                 )
@@ -156,6 +164,16 @@ def trade_off_figure(results: Results) -> Figure:
     grid[0][0].set_ylabel(f"accuracy under {robust}, %")
     _legend(figure, grid[0], columns=2 * len(trainings))
     return figure
+
+
+def _bar(results: Results, point: Point, column: str) -> float:
+    """Half of an error bar, in percentage points."""
+    center, spread = mean_and_spread(results.accuracies(point, column))
+    if spread is not None:
+        return 100 * spread
+    images = results.images(point, column)
+    low, high = wilson_interval(round(center * images), images)
+    return 50 * (high - low)
 
 
 def _legend(figure: Figure, panels: Iterable[Axes], *, columns: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prunerob.attacks import Attack
@@ -28,6 +28,7 @@ class Point:
         objective: of fine-tuning, where it has one of its own; "" otherwise.
         amount: the share pruned, as asked for, in [0, 1); 0 with a method is the control.
         is_scratch: trained from fresh weights under the masks of the pruned network.
+        words: its name, with {share} for the amount in percent; "" for the method's own.
     """
 
     recipe: str
@@ -35,6 +36,7 @@ class Point:
     objective: str = ""
     amount: float = 0.0
     is_scratch: bool = False
+    words: str = field(default="", compare=False)
 
     @property
     def is_dense(self) -> bool:
@@ -57,13 +59,14 @@ class Point:
         return Point(recipe=self.recipe, method=CONTROL, objective=self.objective)
 
     @property
-    def pruned(self) -> str:
-        """What was pruned, in words."""
+    def name(self) -> str:
+        """What it is, in words: "dense", "weights, 90 %" or "filters, 65 % of weights"."""
         if self.is_dense:
-            return "0"
+            return "dense"
         if self.is_control:
-            return f"0, control, {self.objective}" if self.objective else "0, control"
-        share = f"{self.method} {100 * self.amount:g} %"
+            longer = "dense, trained longer"
+            return f"{longer}, {self.objective}" if self.objective else longer
+        share = (self.words or f"{self.method}, {{share}} %").format(share=f"{100 * self.amount:g}")
         return f"{share}, from scratch" if self.is_scratch else share
 
 

@@ -208,23 +208,28 @@ def _point(recipe: str, pruning: Mapping[str, Any] | None, objective: str) -> Po
         return Point(recipe=recipe, method=CONTROL, objective=objective)
     function = _function(pruning["criterion"])
     method = METHODS.get(function, function)
+    words = {"weight": "weights", "filter": "filters"}.get(method, method) + ", {share} %"
+    more = ""
     if pruning["unit"] == "filters":
-        residual = pruning["residual"]
-        method += f" ({pruning['reading']}{'' if residual == 'keep' else f', {residual}'})"
+        reading, residual = pruning["reading"], pruning["residual"]
+        method += f" ({reading}{'' if residual == 'keep' else f', {residual}'})"
+        words += "" if reading == "filters" else f" of {reading}"
+        words += "" if residual == "keep" else f", streams {residual}d"
     if (budget := pruning.get("budget", "global")) != "global":
-        method += ", amounts by layer" if isinstance(budget, dict) else f", {budget}"
+        more += ", amounts by layer" if isinstance(budget, dict) else f", {budget}"
     if not (schedule := _function(pruning.get("schedule", "OneShot()"))).startswith("OneShot"):
-        method += f", {schedule}"
+        more += f", {schedule}"
     if not is_scratch:
-        method += " before training" if pruning["epoch"] == 0 else ""
-        method += " by masks of another run" if masks_from is not None else ""
-        method += f", {objective}" if objective else ""
+        more += " before training" if pruning["epoch"] == 0 else ""
+        more += " by masks of another run" if masks_from is not None else ""
+        more += f", {objective}" if objective else ""
     return Point(
         recipe=recipe,
-        method=method,
+        method=method + more,
         objective="" if is_scratch else objective,
         amount=pruning["amount"],
         is_scratch=is_scratch,
+        words=words + more.replace("{", "{{").replace("}", "}}"),
     )
 
 

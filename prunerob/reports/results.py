@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import NormalDist, mean
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from prunerob.attacks import Attack
 from prunerob.errors import UserError
 from prunerob.reports.networks import Point, Result
+from prunerob.robustness.diagnostics import is_blindly_beaten
 from prunerob.robustness.table import WORST_CASE
 from prunerob.runs.configuration import NOT_TRAINING, differences
 from prunerob.statistics import SIGNIFICANT, mean_and_spread, sign_test, t_test
@@ -26,6 +28,8 @@ class Difference:
         points: in percentage points, mean over seeds; of one seed, over black-box substitutes.
         spread: standard deviation of the same, in percentage points; None of a single value.
         values: number of values that the mean is of.
+        margin: half of the 95 % interval of a mean over images, in percentage points; of all values
+            together, so that it says nothing about other seeds.
         p_images: of the exact sign test on the images, each counted once with all its values: of
             a single one it is McNemar's. It is about these very networks.
         p_values: of the t test on the values, whether others would differ too; None of a single.
@@ -34,6 +38,7 @@ class Difference:
     points: float
     spread: float | None
     values: int
+    margin: float
     p_images: float
     p_values: float | None
 
@@ -68,7 +73,7 @@ class Results:
             if other is not result and not _is_same_network(other, result):
                 raise UserError(
                     f"{result.run.folder} and {other.run.folder} are the same: "
-                    f"{result.point.recipe}, {result.point.pruned}, seed {result.seed}; report one"
+                    f"{result.point.recipe}, {result.point.name}, seed {result.seed}; report one"
                 )
         self.columns = list(dict.fromkeys(name for r in self.all for name in r.columns()))
         self.columns.append(self.columns.pop(self.columns.index(WORST_CASE)))
@@ -146,6 +151,11 @@ class Results:
         seeds = self.by_point.get(point, {})
         return [value for result in seeds.values() for value in result.accuracies(column)]
 
+    def images(self, point: Point, column: str) -> int:
+        """The number of images behind one accuracy of a column, which the point must have."""
+        one = next(r for r in self.by_point[point].values() if column in r.columns())
+        return int(one.robustness.attacked(one.columns()[column][0]).sum())
+
     def share(self, point: Point, reading: str = "parameters") -> float:
         """Share pruned by one reading, in [0, 1], mean over seeds."""
         return mean(result.shares[reading] for result in self.by_point[point].values())
@@ -177,8 +187,15 @@ class Results:
         return mean(one), mean(other)
 
     def is_masked(self, point: Point) -> bool:
-        """Whether the probe of a seed's validation found much that its attack did not."""
-        return any(masks_gradients(r.validation) for r in self.by_point.get(point, {}).values())
+        """Whether the probe of a seed's validation found much that its attack did not.
+
+        Or AutoAttack's Square much that its other attacks did not.
+        """
+        return any(
+            masks_gradients(result.validation)
+            or any(map(is_blindly_beaten, result.robustness.rows))
+            for result in self.by_point.get(point, {}).values()
+        )
 
     def difference(self, point: Point, base: Point, column: str) -> Difference | None:
         """Accuracy minus that of another point, over the seeds that both have."""
@@ -187,6 +204,8 @@ class Results:
             return None
         by_seed: list[list[float]] = []
         gain: Tensor | int = 0  # of each image
+        tried: Tensor = torch.zeros_like(self.all[0].robustness.index, dtype=torch.bool)
+        pairings = 0
         for seed in sorted(mine.keys() & theirs.keys()) if point != base else ():
             a, b = mine[seed], theirs[seed]
             if not (column in a.columns() and column in b.columns()):
@@ -200,6 +219,7 @@ class Results:
                 both = a.robustness.attacked(name) & b.robustness.attacked(other)
                 right, theirs_right = a.robustness.correct(name), b.robustness.correct(other)
                 gain = gain + (right.int() - theirs_right.int()) * both
+                tried, pairings = tried | both, pairings + 1
         if isinstance(gain, int):
             return None
         # Substitutes of one network are no seeds: they are averaged first where there are seeds.
@@ -209,6 +229,7 @@ class Results:
             points=100 * points,
             spread=None if spread is None else 100 * spread,
             values=len(values),
+            margin=100 * _margin(gain[tried] / pairings),
             p_images=sign_test(int((gain > 0).sum()), int((gain < 0).sum())),
             p_values=t_test(values, resolution=1 / len(gain)),
         )
@@ -249,6 +270,12 @@ class Results:
                     key = (attack.radius or 0.0, name)
                     counts[key] = counts.get(key, 0) + 1
         return max(counts, key=lambda key: (counts[key], key[0]))[1] if counts else None
+
+
+def _margin(gains: Tensor) -> float:
+    """Half of the 95 % interval of a mean of many values, by the normal distribution."""
+    spread = gains.double().std().item() if len(gains) > 1 else 0.0
+    return NormalDist().inv_cdf(0.975) * spread / math.sqrt(max(1, len(gains)))
 
 
 FREE_OF_A_POINT = (*NOT_TRAINING, "model.validation_attack", "pruning.masks_from", "pruning.narrow")

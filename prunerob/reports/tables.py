@@ -71,8 +71,8 @@ def accuracy_table(results: Results) -> Table:
     for point, seeds in results.by_point.items():
         cells = [percent(results.accuracies(point, column)) for column in results.columns]
         left = f"{100 * (1 - results.share(point)):.1f}"
-        rows.append([point.recipe, point.pruned, left, *cells, str(len(seeds))])
-    headings = ["training", "pruned", "left", *results.columns, "seeds"]
+        rows.append([point.recipe, point.name, left, *cells, str(len(seeds))])
+    headings = ["training", "network", "left", *results.columns, "seeds"]
     note = f"{accuracy_note(results)} Left: share of the parameters that remain."
     return Table("Accuracy", headings, rows, note)
 
@@ -133,7 +133,7 @@ def difference_table(results: Results, against: str) -> Table:
             results.difference(point, base_of(point), column) for column in results.columns
         ]
         if any(differences):
-            rows.append([point.recipe, point.pruned, *map(_told, differences)])
+            rows.append([point.recipe, point.name, *map(_told, differences)])
     note = (
         "Percentage points, mean ± standard deviation over seeds (of a single seed, over black-box "
         "substitutes). ≈: chance would do (p ≥ 0.05), by the exact sign test on the images "
@@ -141,7 +141,7 @@ def difference_table(results: Results, against: str) -> Table:
         "which with two seeds lets little through; not corrected for the number of tests. With one "
         "seed, the rest is about these networks; others would differ."
     )
-    return Table(f"Minus {name}", ["training", "pruned", *results.columns], rows, note)
+    return Table(f"Minus {name}", ["training", "network", *results.columns], rows, note)
 
 
 BASES: dict[str, tuple[str, Callable[[Point], Point]]] = {
@@ -216,8 +216,8 @@ def operating_points(results: Results, *, tolerance: float) -> Table:
         "that hide their gradients mislead: judge by AutoAttack on test images. Dense has none: "
         "its robust accuracy is no better than guessing, so that keeping it means nothing. Masked: "
         "all that would be picked hide their gradients from the attack of validation, as its probe "
-        "has seen. Not measured: the dense network was not tested, or not validated on as many "
-        "images."
+        "or, in the test, Square has seen. Not measured: the dense network was not tested, or not "
+        "validated on as many images."
     )
     return Table("Operating points", headings, rows, note)
 
@@ -256,7 +256,7 @@ def filters_table(results: Results) -> Table:
             narrowest = min(left, key=lambda layer: layer.channels_after / layer.channels_before)
             rows.append(
                 [
-                    *(result.point.recipe, result.point.pruned, str(result.seed)),
+                    *(result.point.recipe, result.point.name, str(result.seed)),
                     ", ".join(
                         f"{layer.name} {layer.channels_after} of {layer.channels_before}"
                         for layer in left
@@ -268,7 +268,7 @@ def filters_table(results: Results) -> Table:
         "Layers that lost filters. Without shortcuts, all that a network sees passes through its "
         "narrowest layer; pruning.keep_per_layer sets a floor."
     )
-    headings = ["training", "pruned", "seed", "filters left", "narrowest"]
+    headings = ["training", "network", "seed", "filters left", "narrowest"]
     return Table("Filters left, layer by layer", headings, rows, note)
 
 
@@ -286,9 +286,9 @@ def black_box_table(results: Results) -> Table:
             shares = ("substitute accuracy", "substitute agreement")
             cells = [percent([values[name] for values in learned]) for name in shares]
             queries = f"{mean(values['queries'] for values in learned):,.0f}"
-            rows.append([point.recipe, point.pruned, *cells, queries, str(len(learned))])
+            rows.append([point.recipe, point.name, *cells, queries, str(len(learned))])
     note = "In percent, mean ± standard deviation, on the images that the attacker does not hold."
-    headings = ["training", "pruned", "accuracy", "agreement with the network", "queries"]
+    headings = ["training", "network", "accuracy", "agreement with the network", "queries"]
     return Table("Substitutes of the black box", [*headings, "substitutes"], rows, note)
 
 
@@ -321,8 +321,7 @@ def to_csv(results: Results) -> str:
             if not values:
                 continue
             center, spread = mean_and_spread(values)
-            one = next(result for result in seeds.values() if column in result.columns())
-            images = int(one.robustness.attacked(one.columns()[column][0]).sum())
+            images = results.images(point, column)
             interval = wilson_interval(round(center * images), images) if spread is None else ()
             differences: list[str] = []
             for base in (point.dense, point.control):
@@ -349,7 +348,7 @@ def to_csv(results: Results) -> str:
 def warnings(results: Results) -> list[str]:
     """What a careful reviewer would object to: run by run, then differences inside the noise."""
     objections = [
-        f"{result.point.recipe}, pruned {result.point.pruned}, seed {result.seed}: {warning}"
+        f"{result.point.recipe}, {result.point.name}, seed {result.seed}: {warning}"
         for result in results.all
         for warning in result.warnings()
     ]
@@ -362,12 +361,12 @@ def warnings(results: Results) -> list[str]:
         ]
         if noise:
             objections.append(
-                f"{point.recipe}, pruned {point.pruned}: not to be distinguished from dense by "
+                f"{point.recipe}, {point.name}: not to be distinguished from dense by "
                 f"{', '.join(noise)}"
             )
         if not results.is_comparable(point, point.control):
             objections.append(
-                f"{point.recipe}, pruned {point.pruned}: not compared with the control, whose "
+                f"{point.recipe}, {point.name}: not compared with the control, whose "
                 "fine-tuning had other settings or another number of epochs"
             )
     return objections

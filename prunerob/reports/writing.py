@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunerob.reports import figures, tables
+from prunerob.reports.headline import headlines
 from prunerob.reports.page import page
 from prunerob.reports.results import Results
 from prunerob.reports.tables import Table
@@ -48,7 +49,10 @@ def write(
     }
     others = {name: table for name, table in others.items() if table.rows}
     warnings = tables.warnings(results)
+    sentences = headlines(results)
     console = Console()
+    for sentence in sentences:
+        console.print(escape(sentence), highlight=False, soft_wrap=True)
     for table in (accuracy, *others.values()):
         show(table, console)
     for warning in warnings:
@@ -71,7 +75,13 @@ def write(
     }
     shown = {captions[name]: figure for name, figure in drawn.items()}
     texts["report.html"] = page(
-        title, results, [*also, accuracy, *others.values()], shown, warnings
+        title,
+        results,
+        folder,
+        headlines=sentences,
+        tables=[*also, accuracy, *others.values()],
+        figures=shown,
+        warnings=warnings,
     )
     files = []
     for name, text in texts.items():

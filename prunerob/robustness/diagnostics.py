@@ -223,13 +223,22 @@ def _against_black_box(robustness: Robustness, name: str, other: str) -> list[st
     ]
 
 
+def is_blindly_beaten(row: Row) -> bool:
+    """Whether the last of an attack's parts, which sees no gradients, takes much that others leave.
+
+    As AutoAttack's Square does of a network that hides its gradients.
+    """
+    if not row.left:
+        return False
+    before, after = list(row.left.values())[-2:]
+    return before - after > max(3, BLIND * row.images)
+
+
 def _parts_warnings(row: Row) -> list[str]:
     """What is to be said of an attack in parts: the last of AutoAttack's sees no gradients."""
-    if not row.left:
+    if not is_blindly_beaten(row):
         return []
     (_, before), (last, after) = list(row.left.items())[-2:]
-    if before - after <= max(3, BLIND * row.images):
-        return []
     return [
         f"{row.attack}: its last part, {last}, takes {before - after} of {before} images that "
         "those with gradients leave: gradients are masked"
