@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
     """Something in the request is wrong; the message names it and says what to do."""
+
+
+class UnreachableAmount(UserError):  # noqa: N818  (a mistake by its base)
+    """So much cannot be pruned of this network, by these settings."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
 from prunerob.cli import main
+from prunerob.sweeps.branches import Branch
+from prunerob.sweeps.plan import Sweep
 from tests.conftest import TINY, refused, times
 
 
@@ -99,3 +102,24 @@ def test_mistakes_in_a_file(options: str, told: str, capsys: pytest.CaptureFixtu
     assert "there is no file none.yaml" in refused(capsys, "sweep", "none.yaml")
     Path("sweep.yaml").write_text(options)
     assert told in refused(capsys, "sweep", "sweep.yaml", "--config", TINY)
+
+
+def test_amounts_that_cannot_be_reached_are_named_and_may_be_skipped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Branch] = []
+
+    def begin(sweeps: Sequence[Sweep], options: object) -> dict[object, str]:
+        begun.extend(branch for sweep in sweeps for branch in sweep.branches)
+        return {}
+
+    monkeypatch.setattr("prunerob.sweeps.make.run_sweeps", begin)
+    args = ["sweep", "--config", TINY, "--criterion", "filter"]
+    told = refused(capsys, *args, "--amount", "0.5,0.95")
+    assert told.startswith("prunerob: error: filter-0.95: pruning.amount: 0.95 of the weights")
+    assert told.endswith("; or go on without it by --skip-unreachable")
+    main([*args, "--amount", "0.5,0.95", "--skip-unreachable"])
+    assert [branch.name for branch in begun] == ["filter-0.5"]
+    assert capsys.readouterr().out.startswith("filter-0.95: left out, pruning.amount: 0.95")
+    told = refused(capsys, *args, "--amount", "0.95", "--skip-unreachable")
+    assert told == "prunerob: error: amount: none can be reached"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,18 @@ def test_gradual_grows_from_its_initial_share_to_the_amount(
         assert max(shares) == schedule.lasts(amount) * steps
 
 
+@pytest.mark.parametrize("amount", [0.5, 0.9, 0.98])
+def test_a_number_of_rounds_takes_the_same_share_of_what_is_left(amount: float) -> None:
+    schedule = Iterative(epochs=5, rounds=3)
+    assert schedule.count_rounds(amount) == 3
+    assert schedule.lasts(amount) == 10
+    left = [1.0] + [1 - share for share in schedule.shares(amount, 7).values()]
+    assert left[-1] == pytest.approx(1 - amount)
+    kept = [after / before for before, after in itertools.pairwise(left)]
+    assert kept == pytest.approx([kept[0]] * 3)
+    assert list(schedule.shares(amount, 7)) == [0, 35, 70]
+
+
 def test_iterative_takes_a_fifth_of_what_is_left_each_round() -> None:
     schedule = Iterative(epochs=3)
     assert dict(schedule.shares(0.5, 10)) == pytest.approx(
@@ -67,9 +80,11 @@ def test_iterative_takes_a_fifth_of_what_is_left_each_round() -> None:
     assert schedule.shares(0.5, 10)[90] == 0.5, "exactly"
     assert schedule.lasts(0.5) == 9
     assert dict(schedule.shares(0.36, 10)) == pytest.approx({0: 0.2, 30: 0.36}), "two, not three"
-    assert schedule.rounds(0.1) == schedule.rounds(0.2) == 1
+    assert schedule.count_rounds(0.1) == schedule.count_rounds(0.2) == 1
     with pytest.raises(UserError, match=r"epoch 2, which is not before pruning\.epoch 2"):
         Pruning(epoch=2, schedule=Iterative(epochs=1, rewind="weights", to=2))
+    with pytest.raises(ValueError, match="rounds of Iterative: 0"):
+        Iterative(epochs=1, rounds=0)
     with pytest.raises(ValueError, match="share of Iterative: 1"):
         Iterative(epochs=1, share=1.0)
 
@@ -128,10 +143,15 @@ def test_a_gradual_run_interrupted_within_its_schedule_ends_at_the_same_bits(
 
     events = EventAccumulator(str(whole))
     events.Reload()
-    curve = [(event.step, event.value) for event in events.Scalars("pruning/share")]
-    assert [step for step, _ in curve] == [10 + t for t in sorted({*range(0, 10, steps), 10})]
+    curve = [(event.step, event.value) for event in events.Scalars("pruned/amount")]
+    begun = {5 * epoch for epoch in range(curve[-1][0] // 5 + 1)}
+    pruned = {10 + t for t in {*range(0, 10, steps), 10}}
+    assert [step for step, _ in curve] == sorted(begun | pruned)
     for step, share in curve:
-        assert share == pytest.approx(0.7 * (1 - (1 - (step - 10) / 10) ** 3), abs=1 / total)
+        if step in pruned:
+            assert share == pytest.approx(0.7 * (1 - (1 - (step - 10) / 10) ** 3), abs=1 / total)
+        elif not 10 <= step <= 20:
+            assert share == pytest.approx(0.7 * (step > 10), abs=1 / total)
 
     report = json.loads((whole / "pruning.json").read_text())
     assert set(report["validation"]) == {"before", "after", "fine-tuned"}

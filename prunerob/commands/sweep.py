@@ -56,13 +56,15 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "--schedule",
         type=words,
-        help="one_shot, or gradual with its epochs as in gradual:3 (default: the configuration's)",
+        help="one_shot, gradual with its epochs as in gradual:3, or iterative with the epochs of a "
+        "round and the number of rounds as in iterative:5:2 (default: the configuration's)",
     )
     parser.add_argument(
         "--objective",
         type=words,
         help="of fine-tuning: cross_entropy, trades, mart, ard or rslad, with its first setting as "
-        "in trades:3; each has a control of its own (default: the configuration's)",
+        "in trades:3, or the import path of your own; each has a control of its own (default: the "
+        "configuration's)",
     )
     parser.add_argument("--seed", type=integers, help="seeds (default 0)")
     parser.add_argument(
@@ -71,6 +73,12 @@ def run(args: Sequence[str]) -> None:
         default=None,
         help="also train each pruned network from scratch: fresh weights, the same masks, as many "
         "epochs as training and fine-tuning together",
+    )
+    parser.add_argument(
+        "--skip-unreachable",
+        action="store_true",
+        default=None,
+        help="leave out amounts that cannot be pruned, as more filters than may go, and say so",
     )
     add_options_of_running(parser)
     parser.add_argument("--folder", help="where the runs go (default sweeps/CONFIG)")
@@ -131,6 +139,7 @@ def _read(file: str | None, arguments: Namespace, settings: Sequence[str]) -> di
         "seed": [0],
         "folder": None,
         "scratch": False,
+        "skip_unreachable": False,
         **dict.fromkeys(RUNNING),
         "settings": [],
     }
@@ -172,8 +181,9 @@ def _read_file(file: Path, names: Any) -> dict[str, Any]:
             raise UserError(f"{file}: {name} is {what}")
     if options.get("executor") not in (None, "local", "ray"):
         raise UserError(f"{file}: executor is local or ray")
-    if not isinstance(options.get("scratch", False), bool):
-        raise UserError(f"{file}: scratch is true or false")
+    for name in ("scratch", "skip_unreachable"):
+        if not isinstance(options.get(name, False), bool):
+            raise UserError(f"{file}: {name} is true or false")
     for name, kind in (("criterion", str), ("schedule", str), ("objective", str), ("seed", int)):
         value = options.get(name, [])
         if not isinstance(value, list) or not all(isinstance(v, kind) for v in value):

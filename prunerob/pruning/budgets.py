@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from prunerob.errors import UserError
+from prunerob.errors import UnreachableAmount, UserError
 from prunerob.pruning.masks import floor, lowest_of_all
 from prunerob.pruning.scores import Scores, scores_filters
 
@@ -120,7 +120,7 @@ def by_name(
     most = sum(sizes[name] - floor(score, keep_per_layer) for name, score in others.items())
     if not 0 <= left <= most:
         least = sum(named.values()) / total
-        raise UserError(
+        raise UnreachableAmount(
             f"pruning.amount: {amount} of the weights cannot be pruned with the amounts in "
             f"pruning.budget; from {least:.4f} to {least + most / total:.4f} can"
         )
@@ -143,7 +143,7 @@ def _in_proportion(
     floors = {name: floor(scores[name], share) / sizes[name] for name, share in floors.items()}
     least = sum(floors[name] * size for name, size in sizes.items())
     if round(least) > kept:
-        raise UserError(
+        raise UnreachableAmount(
             f"pruning.amount: {amount} of the weights cannot be pruned with pruning.budget "
             f"{budget} and its floors; at most {1 - least / total:.4f} can"
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunerob.errors import UserError
+from prunerob.errors import UnreachableAmount, UserError
 from prunerob.pruning.batches import Offers, ScoringBatches, asks
 from prunerob.pruning.budgets import Budget, check_budget, share_out
 from prunerob.pruning.counts import count_pruned
@@ -216,7 +216,7 @@ class Cut:
             if is_free and self.masks_from is None:
                 return scores  # any share of weights can go; sorting millions takes a second
         if self.amount and not count_pruned(self.masks(network, scores)):
-            raise UserError(
+            raise UnreachableAmount(
                 f"pruning.keep_multiple_of: {self.keep_multiple_of} rounds every layer up to all "
                 "of its filters; nothing would be pruned"
             )

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from prunerob.errors import UserError
+from prunerob.errors import UnreachableAmount, UserError
 from prunerob.networks.channels import Channels, Reader, channels_of, part_of, writers
 from prunerob.pruning.counts import Shares
 from prunerob.pruning.masks import Masks, Reading, Residual, marked, rank, split
@@ -71,7 +71,7 @@ def prune_filters(
     if count == len(counts):
         left = len(scores) < len(channels)
         also = "; pruning.residual and pruning.exclude say which are ranked" if left else ""
-        raise UserError(
+        raise UnreachableAmount(
             f"pruning.amount: {amount} of the {reading} cannot be pruned and leave filters in "
             f"every layer; at most {share(len(order)):.4f} can{also}"
         )

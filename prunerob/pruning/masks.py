@@ -29,7 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from prunerob.errors import UserError
+from prunerob.errors import UnreachableAmount
 from prunerob.pruning.scores import Scores
 
 Masks = Mapping[str, Tensor]
@@ -70,7 +70,7 @@ def prune_weights(
     count = round(amount * total)
     most = total - sum(floor(score, keep_per_layer) for score in scores.values())
     if count > most:
-        raise UserError(
+        raise UnreachableAmount(
             f"pruning.amount: {amount} of the weights cannot be pruned with "
             f"keep_per_layer {keep_per_layer}; at most {most / total:.4f} can"
         )

@@ -126,11 +126,13 @@ class Iterative(PruningSchedule):
 
     With the weights of an early epoch each time it is iterative magnitude pruning with rewinding
     (Frankle et al., arXiv:1912.05671), with the learning rate alone that of Renda et al.
-    (arXiv:2003.02389). There are as many rounds as it takes; the last one takes what is missing.
+    (arXiv:2003.02389). There are as many rounds as `share` takes, and the last one takes what is
+    missing; or a number of rounds, and each takes the same share of what is left.
 
     Args:
         epochs: of each round.
-        share: of what is left, that goes in each round.
+        share: of what is left, that goes in each round; of no effect with `rounds`.
+        rounds: how many, whatever the amount; null for as many as it takes.
         rewind: what goes back at the start of each: the "learning_rate", as fine-tuning begins
             anew, with its optimizer and a schedule as long as a round; or the "weights", too; null
             goes on with both.
@@ -139,6 +141,7 @@ class Iterative(PruningSchedule):
 
     epochs: int
     share: float = 0.2
+    rounds: int | None = None
     rewind: Literal["weights", "learning_rate"] | None = "learning_rate"
     to: int = 1
 
@@ -147,17 +150,21 @@ class Iterative(PruningSchedule):
             raise ValueError(f"epochs of Iterative: {self.epochs} is below 1")
         if not 0 < self.share < 1:
             raise ValueError(f"share of Iterative: {self.share} lies outside (0, 1)")
+        if self.rounds is not None and self.rounds < 1:
+            raise ValueError(f"rounds of Iterative: {self.rounds} is below 1")
         if self.to < 0:
             raise ValueError(f"to of Iterative: {self.to} is below 0")
 
-    def rounds(self, amount: float) -> int:
+    def count_rounds(self, amount: float) -> int:
         """How many it takes to prune an amount: one for the control."""
+        if self.rounds is not None:
+            return self.rounds
         # To prune 0.36 takes two rounds of 0.2, whatever the rounding of their logarithms.
         return max(1, math.ceil(math.log1p(-amount) / math.log1p(-self.share) - 1e-9))
 
     def lasts(self, amount: float) -> int:
         """All rounds but the last; see `PruningSchedule.lasts`."""
-        return (self.rounds(amount) - 1) * self.epochs
+        return (self.count_rounds(amount) - 1) * self.epochs
 
     @property
     def round_epochs(self) -> int | None:
@@ -171,8 +178,9 @@ class Iterative(PruningSchedule):
 
     def shares(self, amount: float, steps: int) -> Mapping[int, float]:
         """Shares by round; see `PruningSchedule.shares`."""
-        rounds = self.rounds(amount)
-        shares = [1 - (1 - self.share) ** done for done in range(1, rounds)] + [amount]
+        rounds = self.count_rounds(amount)
+        left = 1 - self.share if self.rounds is None else (1 - amount) ** (1 / rounds)
+        shares = [1 - left**done for done in range(1, rounds)] + [amount]
         return {n * self.epochs * steps: share for n, share in enumerate(shares)}
 
     def check(self, epoch: int | None, amount: float) -> None:

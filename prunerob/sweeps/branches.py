@@ -22,9 +22,10 @@ class Branch:
         reading: which share that is, for filters; None for the configuration's.
         residual: what becomes of filters that write to a residual stream; None likewise.
         scratch: hold its masks on fresh weights from the first epoch on.
-        schedule: "one_shot", or "gradual:3" with its epochs; None for the configuration's.
-        objective: of fine-tuning, as "trades", or "trades:3" with its first setting; None for the
-            configuration's. Each has a control of its own.
+        schedule: "one_shot", "gradual:3" with its epochs, or "iterative:5:2" with the epochs
+            of a round and their number; None for the configuration's.
+        objective: of fine-tuning, as "trades", "trades:3" with its first setting, or an import
+            path; None for the configuration's. Each has a control of its own.
     """
 
     criterion: str
@@ -38,7 +39,7 @@ class Branch:
     @property
     def name(self) -> str:
         """The name of its runs' folders."""
-        objective = self.objective and self.objective.replace(":", "-")
+        objective = self.objective and self.objective.rsplit(".", 1)[-1].replace(":", "-")
         if self.amount == 0:
             return f"control-{objective}" if objective else "control"
         criterion = self.criterion.rsplit(".", 1)[-1]
@@ -53,9 +54,10 @@ class Branch:
         settings += ["--pruning.reading", self.reading] if self.reading else []
         settings += ["--pruning.residual", self.residual] if self.residual else []
         if self.schedule:
-            kind, _, epochs = self.schedule.partition(":")
-            settings += ["--pruning.schedule", SCHEDULES[kind]]
-            settings += ["--pruning.schedule.epochs", epochs] if epochs else []
+            record = self.schedule_record()
+            settings += ["--pruning.schedule", record["class_path"]]
+            for name, value in record["init_args"].items():
+                settings += [f"--pruning.schedule.{name}", str(value)]
         if self.objective:
             key, (path, name, value) = "--model.fine_tuning.objective", self._objective()
             settings += [key, path, *([f"{key}.{name}", value] if value else [])]
@@ -64,15 +66,13 @@ class Branch:
     def _objective(self) -> tuple[str, str, str]:
         """Its import path, its first setting's name, and that setting as text if it has one."""
         kind, _, value = (self.objective or "").partition(":")
-        return *OBJECTIVES[kind], value
+        return *OBJECTIVES.get(kind, (kind, "")), value
 
     def schedule_record(self) -> dict[str, Any]:
         """What a configuration records of its schedule."""
-        kind, _, epochs = (self.schedule or "").partition(":")
-        return {
-            "class_path": SCHEDULES[kind],
-            "init_args": {"epochs": int(epochs)} if epochs else {},
-        }
+        kind, *numbers = (self.schedule or "").split(":")
+        init_args = dict(zip(("epochs", "rounds"), map(int, numbers), strict=False))
+        return {"class_path": SCHEDULES[kind], "init_args": init_args}
 
     def objective_record(self) -> dict[str, Any]:
         """What a configuration records of its objective."""
@@ -90,8 +90,16 @@ OBJECTIVES = {
 """Import paths of objectives and their first settings, by their short names."""
 
 
-SCHEDULES = {"one_shot": "prunerob.pruning.OneShot", "gradual": "prunerob.pruning.Gradual"}
+SCHEDULES = {
+    "one_shot": "prunerob.pruning.OneShot",
+    "gradual": "prunerob.pruning.Gradual",
+    "iterative": "prunerob.pruning.Iterative",
+}
 """Import paths of schedules of pruning, by their short names."""
+
+
+SCHEDULE = re.compile(r"one_shot|gradual:[1-9]\d*|iterative:[1-9]\d*:[1-9]\d*")
+"""How sweeps write schedules."""
 
 
 def with_schedules(branches: Sequence[Branch], schedules: Sequence[str]) -> list[Branch]:
@@ -99,17 +107,18 @@ def with_schedules(branches: Sequence[Branch], schedules: Sequence[str]) -> list
 
     Args:
         branches: ways to prune.
-        schedules: "one_shot", or "gradual:3" with its number of epochs.
+        schedules: "one_shot", "gradual:3" with its epochs, or "iterative:5:2" with rounds.
 
     Raises:
         UserError: one is neither, or there twice.
     """
     refuse_repeated("schedule", schedules)
     for schedule in schedules:
-        if not re.fullmatch(r"one_shot|gradual:[1-9]\d*", schedule):
+        if not SCHEDULE.fullmatch(schedule):
             raise UserError(
-                f"schedule: {schedule} is unknown; there are one_shot, and gradual with its epochs "
-                "as in gradual:3"
+                f"schedule: {schedule} is unknown; there are one_shot, gradual with its epochs as "
+                "in gradual:3, and iterative with those of a round and the number of rounds as in "
+                "iterative:5:2"
             )
     made: list[Branch] = []
     for schedule in schedules:
@@ -123,7 +132,8 @@ def with_objectives(branches: Sequence[Branch], objectives: Sequence[str]) -> li
 
     Args:
         branches: ways to prune.
-        objectives: short names of `OBJECTIVES`, as "rslad", or "trades:3" with a first setting.
+        objectives: short names of `OBJECTIVES`, as "rslad", or "trades:3" with a first setting, and
+            import paths.
 
     Raises:
         UserError: one is unknown, or there twice.
@@ -131,12 +141,14 @@ def with_objectives(branches: Sequence[Branch], objectives: Sequence[str]) -> li
     refuse_repeated("objective", objectives)
     for objective in objectives:
         kind, colon, value = objective.partition(":")
-        if kind not in OBJECTIVES:
+        if kind not in OBJECTIVES and "." not in kind:
             raise UserError(
                 f"objective: {kind} is unknown; there are {', '.join(OBJECTIVES)}, as in rslad, or "
-                "trades:3 with beta"
+                "trades:3 with beta, and import paths"
             )
-        if colon and not (OBJECTIVES[kind][1] and re.fullmatch(r"\d+(\.\d+)?", value)):
+        if colon and not (
+            OBJECTIVES.get(kind, ("", ""))[1] and re.fullmatch(r"\d+(\.\d+)?", value)
+        ):
             raise UserError(f"objective: {objective}: {value!r} is no setting of {kind}")
     made: list[Branch] = []
     for objective in objectives:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunerob.errors import UserError
+from prunerob.errors import UnreachableAmount, UserError
 from prunerob.pruning.checks import check_time
 from prunerob.pruning.cut import Cut
 from prunerob.pruning.scores import name_of, scores_filters
@@ -33,8 +34,8 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
     """A sweep from its options.
 
     Args:
-        options: config, criterion, amount, schedule, objective, seed, folder, scratch and settings,
-            checked here.
+        options: config, criterion, amount, schedule, objective, seed, folder, scratch,
+            skip_unreachable and settings, checked here.
         resolve: gives the whole configuration that the options of a command line stand for.
 
     Raises:
@@ -77,15 +78,27 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
     for seed in seeds:
         resolve(["--config", str(config), *settings, "--seed_everything", str(seed)])
     seen: dict[object, Branch] = {}
+    kept: list[Branch] = []
     for branch in branches:
         options_of_it = ["--config", str(config), *settings, *branch.settings()]
-        pruning = _check_branch(resolve(options_of_it, builds=True))
+        try:
+            pruning = _check_branch(resolve(options_of_it, builds=True))
+        except UnreachableAmount as error:
+            if not options.get("skip_unreachable"):
+                raise UserError(
+                    f"{branch.name}: {error}; or go on without it by --skip-unreachable"
+                ) from None
+            sys.stdout.write(f"{branch.name}: left out, {error}\n")
+            continue
+        kept.append(branch)
         key = (pruning, branch.schedule, branch.objective, branch.amount, branch.scratch)
         other = seen.setdefault(key, branch)
         if other is not branch:
             raise UserError(f"criterion: {other.name} and {branch.name} are the same pruning")
+    if not kept:
+        raise UserError("amount: none can be reached")
     return Sweep(
-        config=config, folder=folder, branches=branches, seeds=seeds, settings=settings, plain=plain
+        config=config, folder=folder, branches=kept, seeds=seeds, settings=settings, plain=plain
     )
 
 
