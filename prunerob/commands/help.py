@@ -27,7 +27,7 @@ usage: prunerob validate --ckpt_path RUN [--KEY VALUE ...]
 
 Accuracy on the held-out validation images, with the configuration of the run.""",
     "test": """\
-usage: prunerob test [--ckpt_path RUN] [--KEY VALUE ...]
+usage: prunerob test [--ckpt_path RUN] [--curve] [--KEY VALUE ...]
 
 Attack the test images with the whole suite, model.attacks, and write the table. RUN is a run's
 folder, a checkpoint, or weights in .safetensors; without one, the newest finished run.""",

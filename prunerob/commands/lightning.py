@@ -24,6 +24,7 @@ import prunerob.networks  # noqa: F401  (so that its networks are known by their
 from prunerob.attacks import Attack
 from prunerob.commands.arguments import Arguments
 from prunerob.commands.configurations import check_file, check_seed, check_strategy, check_values
+from prunerob.commands.curve import draw_curves
 from prunerob.commands.endings import told
 from prunerob.commands.loggers import (
     default_logger,
@@ -48,6 +49,7 @@ from prunerob.runs.plain import read_yaml
 from prunerob.runs.ranks import destroy_process_group, gather, lost_ranks
 from prunerob.runs.weights import Weights, find_weights, load_weights
 from prunerob.schedules import Schedule
+from prunerob.training import checks
 from prunerob.training.checkpoints import Checkpoints, about_machine
 from prunerob.training.classifier import Classifier
 from prunerob.training.loggers import log_robustness
@@ -86,6 +88,8 @@ def run(args: Sequence[str]) -> None:
     known.add_argument("--ckpt_path")
     if command != "fit":  # where weights to begin with are those that are meant
         known.add_argument("--model.weights", dest="ckpt_path")
+    if command == "test":
+        known.add_argument("--curve", action="store_true")
     if command == "predict":
         known.add_argument("--json", action="store_true")
         known.add_argument("--top_k", type=int)
@@ -118,7 +122,7 @@ def run(args: Sequence[str]) -> None:
         with Held() as held, quiet_writers(), lost_ranks("the same command"):
             asked = vars(options)
             form = PredictionFormat(as_json=asked.get("json", False), top_k=asked.get("top_k"))
-            CommandLine(command, rest, weights, held, form)
+            CommandLine(command, rest, weights, held, form, asked.get("curve", False))
     except MisconfigurationException as error:
         of = "trainer: " if "_batches" in str(error) else ""
         raise UserError(f"{of}{error}") from error
@@ -149,6 +153,7 @@ class CommandLine(LightningCLI):
         weights: the trained weights to start from or to test; None for a new run.
         held: what is held until the command ends, as the lock on its run.
         form: of predictions.
+        curve: whether a test draws the security curve, in place of running the suite.
     """
 
     def __init__(
@@ -158,7 +163,9 @@ class CommandLine(LightningCLI):
         weights: Weights | None,
         held: Held,
         form: PredictionFormat | None = None,
+        curve: bool = False,
     ) -> None:
+        self.curve = curve
         self.form = form or PredictionFormat()
         self.weights = weights
         self.held = held
@@ -301,6 +308,9 @@ class CommandLine(LightningCLI):
     def test(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
         """Attack the test images with the whole suite and write the table."""
         weights = self._load(model)
+        if self.curve:
+            self._draw_curve(model, datamodule, weights)
+            return
         model.test_name = weights.result("test").name.replace("_", " ", 1)
         config = self.plain_config()
         record = {g: config["model"][g] for g in ("attacks", "worst_case_attacks")}
@@ -327,6 +337,17 @@ class CommandLine(LightningCLI):
         files = write(model.robustness, weights, about)
         log_robustness(self.trainer, model.test_name, model.robustness, config)
         show(model.robustness, weights, warnings, suite)
+        rank_zero_info("Written: " + ", ".join(str(file) for file in files))
+
+    def _draw_curve(self, model: Classifier, data: ImageDataModule, weights: Weights) -> None:
+        if self.trainer.world_size > 1:
+            raise UserError("trainer.devices: --curve takes one")
+        data.prepare_data()
+        data.setup("test")
+        model.to(self.trainer.strategy.root_device)
+        checks.choose_layout(model.network, data.image_shape, model.device)
+        checks.check_images(model.network, data.test_dataloader(), self.trainer)
+        files = draw_curves(model, data, weights)
         rank_zero_info("Written: " + ", ".join(str(file) for file in files))
 
     def predict(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:

@@ -123,7 +123,10 @@ def plain(message: str) -> str:
             "images by seed; write a subclass of that with one method, load(): training and test "
             "images, uint8 (N, C, H, W), with labels (N,), as in docs/extend.md"
         )
-    own_class = r"model: Unable to load config '\w+(\.\w+)+'|Group 'model' .* option 'class_path'"
+    own_class = (
+        r"model: Unable to load config '\w+(\.\w+)+'|Group 'model' .* option 'class_path'"
+        r"|.* does not accept option 'model\.class_path'"
+    )
     if re.match(own_class, text) and "yaml" not in text:
         return (
             "model: holds the settings of prunerob's Classifier, no class of your own: what a run "

@@ -6,7 +6,7 @@ the colour-blind tell apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from prunerob.reports.networks import CONTROL, NATURAL, Point
 from prunerob.reports.results import Results
+from prunerob.robustness.curve import SecurityCurve
 from prunerob.statistics import mean_and_spread, wilson_interval
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK = (
@@ -163,6 +164,28 @@ def trade_off_figure(results: Results) -> Figure:
         axes.margins(0.15)
     grid[0][0].set_ylabel(f"accuracy under {robust}, %")
     _legend(figure, grid[0], columns=2 * len(trainings))
+    return figure
+
+
+def curve_figure(curves: Mapping[str, SecurityCurve], radius: float) -> Figure:
+    """Accuracy against eps, of several networks, with the 95 % interval over images.
+
+    Args:
+        curves: by network.
+        radius: at which they are tested.
+    """
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for (name, curve), (colour, marker, line) in zip(curves.items(), STYLES, strict=False):
+        heights = [100 * right / curve.images for right in curve.right]
+        bounds = [wilson_interval(right, curve.images) for right in curve.right]
+        low, high = ([100 * b for b in side] for side in zip(*bounds, strict=True))
+        axes.plot(curve.radii, heights, color=colour, marker=marker, linestyle=line, label=name)
+        axes.fill_between(curve.radii, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.axvline(radius, color="grey", linewidth=0.8, linestyle=":", label="eps of the test")
+    axes.set(xlabel="eps", ylabel="accuracy, %", ylim=(0, 102), xlim=(0, None))
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
     return figure
 
 
