@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import re
 import runpy
 import subprocess
 import sys
@@ -73,6 +76,32 @@ def test_what_cannot_be_evaluated_is_told(digits: tuple[torch.Tensor, torch.Tens
             prunerob.evaluate(MnistCNN(), images, labels, attack)
     with pytest.raises(UserError, match="10 classes or more"):
         prunerob.evaluate(MnistCNN(classes=3), x, torch.tensor([0, 1, 2, 9]), attack)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    """Its code, cell by cell, in one process that has no display."""
+    notebook = json.loads((ROOT / "examples" / "paper.ipynb").read_text("utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert sum(bool(cell["outputs"]) for cell in code) == 4
+    script = tmp_path / "paper.py"
+    script.write_text("\n\n".join("".join(cell["source"]) for cell in code))
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=ROOT,
+        env={**os.environ, "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "of the weights pruned: clean" in line]
+    accuracies = [[float(v) for v in re.findall(r"([\d.]+)%", line)[1:]] for line in lines]
+    assert len(accuracies) == 5
+    natural, pgd, auto = zip(*accuracies, strict=True)
+    assert min(natural[:4]) > 95
+    assert all(left <= by_pgd + 5 for left, by_pgd in zip(auto, pgd, strict=True))
+    assert auto[0] - auto[3] > 30 > natural[0] - natural[3]
 
 
 def test_masks_are_held_by_any_optimizer(network: MnistCNN) -> None:

@@ -237,6 +237,21 @@ def test_planted_failures_raise_their_alarms(
     assert any(alarm in warning for warning in warnings), warnings
 
 
+def test_examples_of_the_network_before_pruning_that_beat_the_white_box_raise_an_alarm(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits[0][:60], digits[1][:60]
+    alarm = "its examples against the network before pruning"
+    for network, is_masked in ((Planted(trained, "scaled"), True), (trained, False)):
+        found = scrutinize(network.eval(), LOOPED, x, y, key=torch.arange(60), before=trained)
+        (tried,) = found.convergence
+        assert tried.transferred is not None
+        assert (tried.correct - tried.transferred > 3) == is_masked
+        warnings = review_of(replace(made(), scrutiny=found), LOOPED)
+        assert any(alarm in warning for warning in warnings) == is_masked, warnings
+        assert Scrutiny.from_plain(json.loads(json.dumps(found.to_plain()))) == found
+
+
 def test_three_steps_as_the_only_attack_raise_an_alarm(
     trained: MnistCNN, digits: tuple[Tensor, Tensor]
 ) -> None:

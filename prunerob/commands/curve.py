@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_info
@@ -18,9 +17,8 @@ from prunerob.networks.narrow import find_narrowing
 from prunerob.noise import image_keys
 from prunerob.reports.figures import curve_figure, save
 from prunerob.robustness.curve import SecurityCurve, curves_to_csv, curves_to_json, security_curve
-from prunerob.runs.folder import Run, write_whole
-from prunerob.runs.plain import read_yaml
-from prunerob.runs.weights import Weights, load_weights
+from prunerob.runs.folder import write_whole
+from prunerob.runs.weights import Weights, network_before_pruning
 from prunerob.training.classifier import Classifier
 
 IMAGES = 200
@@ -44,14 +42,9 @@ def draw_curves(model: Classifier, data: ImageDataModule, weights: Weights) -> l
     radius = max((attack.radius or 0.0 for attack in model.suite.attacks.values()), default=0.0)
     if not radius:
         raise UserError("--curve: model.attacks holds no attack with an eps above 0")
-    networks = {"as tested": model.network}
-    run = weights.run
-    if run and weights.result("robustness").name == "robustness":
-        before = _before_pruning(run)
-        if before is not None:
-            dense = copy.deepcopy(model.network)
-            load_weights(dense, before)
-            networks = {"before pruning": dense, "at the end": model.network}
+    networks: dict[str, nn.Module] = {"as tested": model.network}
+    if (dense := network_before_pruning(model.network, weights)) is not None:
+        networks = {"before pruning": dense, "at the end": model.network}
     curves = {name: _curve(net, data, model, radius) for name, net in networks.items()}
     _show(curves)
     stem = weights.result("security_curve")
@@ -59,15 +52,6 @@ def draw_curves(model: Classifier, data: ImageDataModule, weights: Weights) -> l
     write_whole(files[0], curves_to_csv(curves))
     write_whole(files[1], curves_to_json(curves))
     return files + save(curve_figure(curves, radius), stem)
-
-
-def _before_pruning(run: Run) -> Path | None:
-    """The network before pruning: the run's own, or that of the run from which it went on."""
-    own = run.checkpoint("before_pruning")
-    record = read_yaml(run.config) if not own.is_file() and run.config.is_file() else None
-    other = record.get("ckpt_path") if isinstance(record, dict) else None
-    found = Path(other) if isinstance(other, str) else own
-    return found if found.is_file() else None
 
 
 def _curve(

@@ -47,7 +47,7 @@ from prunerob.runs.folder import CHECKPOINTS, Run, check_writable
 from prunerob.runs.lock import locked
 from prunerob.runs.plain import read_yaml
 from prunerob.runs.ranks import destroy_process_group, gather, lost_ranks
-from prunerob.runs.weights import Weights, find_weights, load_weights
+from prunerob.runs.weights import Weights, find_weights, load_weights, network_before_pruning
 from prunerob.schedules import Schedule
 from prunerob.training import checks
 from prunerob.training.checkpoints import Checkpoints, about_machine
@@ -311,6 +311,8 @@ class CommandLine(LightningCLI):
         if self.curve:
             self._draw_curve(model, datamodule, weights)
             return
+        if model.scrutinized_images:
+            model.before_pruning = network_before_pruning(model.network, weights)
         model.test_name = weights.result("test").name.replace("_", " ", 1)
         config = self.plain_config()
         record = {g: config["model"][g] for g in ("attacks", "worst_case_attacks")}

@@ -45,6 +45,7 @@ def scrutinize(
     y: Tensor,
     *,
     key: Tensor,
+    before: nn.Module | None = None,
 ) -> Scrutiny:
     """Try the attacks of a suite harder on a batch.
 
@@ -55,6 +56,7 @@ def scrutinize(
         x: images, float32, (B, C, H, W), pixels in [0, 1].
         y: true labels, int64, (B,).
         key: int64, (B,), what each image's noise is a function of: that of the test.
+        before: the network before pruning, whose adversarial examples are tried on this one.
 
     Returns:
         what was seen.
@@ -70,7 +72,7 @@ def scrutinize(
             zero_margin_gradients=_zeros(of_margin),
         )
     convergence = [
-        _try_harder(name, attack, harder, network, x, y, key)
+        _try_harder(name, attack, harder, network, x, y, key, before)
         for name, attack in suite.items()
         if (harder := attack.harder(FACTOR))
     ]
@@ -90,6 +92,7 @@ def _try_harder(
     x: Tensor,
     y: Tensor,
     key: Tensor,
+    before_pruning: nn.Module | None,
 ) -> Convergence:
     """See whether an attack does what it could."""
 
@@ -105,6 +108,11 @@ def _try_harder(
     was_right = before.argmax(1) == y
     losses = [F.cross_entropy(logits, y, reduction="none") for logits in (before, after)]
     anything = attack(network, x, y, eps=torch.ones_like(losses[0]), key=key)
+    transferred = None
+    if before_pruning is not None:
+        with evaluating(before_pruning):
+            theirs = attack(before_pruning, x, y, key=key)
+        transferred = int((answers(theirs).argmax(1) == y).sum())
     found = attack.fools(network, x, y, key=key, batch_size=len(y))
     return Convergence(
         attack=name,
@@ -114,6 +122,7 @@ def _try_harder(
         found=int((~found & (after.argmax(1) == y)).sum()),
         not_rising=int((was_right & ~(losses[1] > losses[0])).sum()),
         unbounded=int((answers(anything).argmax(1) == y).sum()),
+        transferred=transferred,
     )
 
 
@@ -289,6 +298,14 @@ def _blindness_warnings(tried: Convergence, n: int, right: int) -> list[str]:
         warnings.append(
             f"{tried.attack} leaves {100 * tried.unbounded / n:.1f} % of {n:,} images right even "
             "where it may change every pixel at will (eps 1): it does not find what is there"
+        )
+    if tried.transferred is not None and tried.correct - tried.transferred > max(
+        3, UNCONVERGED * n
+    ):
+        warnings.append(
+            f"{tried.attack} leaves {100 * tried.correct / n:.1f} % of {n:,} images right, its "
+            f"examples against the network before pruning {100 * tried.transferred / n:.1f} %: "
+            "gradients are masked"
         )
     return warnings
 

@@ -68,6 +68,7 @@ class Measurement:
         on_attack: called with the name of each attack before it runs on a batch.
         on_examples: called with what each attack made of the first batch.
         journal: keeps what was measured, and may hold what an earlier try had.
+        before: gives the network before pruning, by some images, if it is known.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Measurement:
         on_attack: Callable[[str], None] = lambda name: None,
         on_examples: Callable[[Examples], None] = lambda examples: None,
         journal: Journal | None = None,
+        before: Callable[[Tensor], nn.Module] | None = None,
     ) -> None:
         self.suite = suite
         self.attacked = attacked
@@ -92,6 +94,7 @@ class Measurement:
         self.on_attack = on_attack
         self.on_examples = on_examples
         self.journal = journal or Journal(None, {})
+        self.before = before
         self._attacks: dict[str, Attack] = {"clean": NoAttack(), **suite.attacks}
         self._sampled = {name: a for name, a in suite.attacks.items() if a.sample is not None}
         """Attacks that are tried on a part of the images alone, at the end."""
@@ -290,9 +293,9 @@ class Measurement:
         x, y, index = Batch(*(tensor.to(self.device) for tensor in sample))
         key = image_keys(index, seed=self.seed, purpose="test")
         parts = torch.split(torch.arange(len(y), device=y.device), self.data.eval_batch_size)
-        network = self.attacked(x)
+        network, before = self.attacked(x), self.before and self.before(x)
         seen = [
-            scrutinize(network, self._attacks, x[p], y[p], key=key[p])
+            scrutinize(network, self._attacks, x[p], y[p], key=key[p], before=before)
             for p in parts[rank() :: ranks()]
         ]
         return Scrutiny.sum_of([scrutiny for part in gather(seen) for scrutiny in part])

@@ -22,6 +22,8 @@ class Convergence:
         found: images right on every iterate, not only on the last; None if that was not seen.
         not_rising: images, right without an attack, whose cross-entropy the attack does not raise.
         unbounded: images right where the attack may change every pixel at will, with eps 1.
+        transferred: images right under the examples that the attack makes against the network
+            before pruning; None where that is not known.
     """
 
     attack: str
@@ -31,6 +33,7 @@ class Convergence:
     found: int | None = None
     not_rising: int | None = None
     unbounded: int | None = None
+    transferred: int | None = None
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Convergence:
@@ -70,7 +73,7 @@ class Convergence:
         )
 
 
-SEEN = ("found", "not_rising", "unbounded")
+SEEN = ("found", "not_rising", "unbounded", "transferred")
 """What of a `Convergence` older files do not have."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -18,6 +19,7 @@ from prunerob.errors import UserError
 from prunerob.runs.archives import check_archive
 from prunerob.runs.fetching import download
 from prunerob.runs.folder import CHECKPOINTS, Run, newest_finished_run
+from prunerob.runs.plain import read_yaml
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,33 @@ def weights_in(
         f"{key}: {file} holds no weights, neither plainly nor under {', '.join(STATE_DICTS[:3])}; "
         f"there are {', '.join(map(str, list(saved)[:5])) or 'no entries'}"
     )
+
+
+def network_before_pruning(network: nn.Module, weights: Weights) -> nn.Module | None:
+    """The network that a run's final weights were pruned from, if it is there.
+
+    Args:
+        network: of the same architecture.
+        weights: of the run: its own checkpoint from before pruning counts, or else what the run
+            went on from.
+
+    Raises:
+        UserError: it is there, and damaged.
+    """
+    run = weights.run
+    if run is None or weights.result("robustness").name != "robustness":
+        return None
+    record = read_yaml(run.config) if run.config.is_file() else None
+    pruning = record.get("pruning") if isinstance(record, dict) else None
+    if not isinstance(pruning, dict) or not pruning.get("amount") or pruning.get("masks_from"):
+        return None
+    own, other = run.checkpoint("before_pruning"), cast(dict[str, object], record).get("ckpt_path")
+    found = own if own.is_file() or not isinstance(other, str) else Path(other)
+    if not found.is_file():
+        return None
+    before = copy.deepcopy(network)
+    load_weights(before, found)
+    return before
 
 
 def _without_prefix(found: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:

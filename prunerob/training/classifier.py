@@ -144,6 +144,8 @@ class Classifier(LightningModule):
         """Of the test in TensorBoard, where those of several checkpoints stand side by side."""
         self.journal: Journal | None = None
         """In which a test keeps what it has measured, to go on if it is killed."""
+        self.before_pruning: nn.Module | None = None
+        """Whose adversarial examples a test tries on the network."""
         self.robustness: Robustness | None = None
         """What the latest test measured."""
         self._validation = self._new_validation()
@@ -370,6 +372,7 @@ class Classifier(LightningModule):
             on_attack=lambda name: self.on_attack(name),
             on_examples=partial(log_examples, self.trainer, self.test_name),
             journal=self.journal,
+            before=self.before_pruning and AttackedNetwork(self.before_pruning.to(self.device)),
         )
         self._measurement.begin()
 
