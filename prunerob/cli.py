@@ -27,6 +27,7 @@ MODULES = {
     "sweep": "prunerob.commands.sweep",
     "report": "prunerob.commands.report",
     "reproduce": "prunerob.commands.reproduce",
+    "export": "prunerob.commands.export",
 }
 """Where each command's `run` is; imported only when it is asked for."""
 
@@ -44,6 +45,7 @@ commands:
   sweep     many prunings of one configuration: prunerob sweep --config configs/mnist_pgd.yaml
             --criterion weight,filter --amount 0,0.5,0.9 --seed 0,1,2
   report    tables, figures and a page about finished runs: prunerob report RUNS
+  export    files for onnxruntime and others, checked, with a card: prunerob export RUN --to FOLDER
   reproduce the paper's tables and figures beside ours: prunerob reproduce table1
 
 options:

@@ -17,6 +17,7 @@ ROOMS = (
     "commands",
     "sweeps",
     "reports",
+    "artefacts",
     "pruning",
     "training",
     "robustness",

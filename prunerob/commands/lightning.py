@@ -21,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
+from prunerob.artefacts.attacked import load_artefact
 from prunerob.attacks import Attack
 from prunerob.commands.arguments import Arguments
 from prunerob.commands.configurations import check_file, check_seed, check_strategy, check_values
@@ -367,7 +368,10 @@ class CommandLine(LightningCLI):
 
     def _load(self, model: Classifier) -> Weights:
         assert self.weights is not None
-        load_weights(model.network, self.weights.file)
+        if self.weights.file.suffix == ".onnx":
+            load_artefact(model, self.weights.file)
+        else:
+            load_weights(model.network, self.weights.file)
         return self.weights
 
     def plain_config(self) -> dict[str, Any]:

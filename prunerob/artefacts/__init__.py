@@ -1,0 +1,1 @@
+"""Artefacts: files of a network that run elsewhere, and what is known of them."""

@@ -1,0 +1,279 @@
+"""Artefacts: files that answer as the network, are attacked themselves, and have a card."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import prunerob
+from prunerob.artefacts.agreement import Agreement, compare
+from prunerob.artefacts.attacked import ArtefactNetwork
+from prunerob.artefacts.formats import FORMATS, Onnx, Source
+from prunerob.artefacts.quantize import quantize
+from prunerob.attacks import PGD
+from prunerob.cli import main
+from prunerob.errors import UserError
+from prunerob.networks import MnistCNN, WideResNet
+from prunerob.pixels import Pixels
+from prunerob.pruning import filter_l1
+from prunerob.robustness.diagnostics import scrutinize
+from tests.conftest import TINY, refused
+
+ROOT = Path(__file__).parent.parent
+
+
+def pruned(network: nn.Module, amount: float = 0.5) -> nn.Module:
+    prunerob.prune(network, amount, criterion=filter_l1)
+    return network.eval()
+
+
+def source(network: nn.Module, *shape: int, path: str = "", **init_args: object) -> Source:
+    record = {"class_path": path, "init_args": init_args}
+    return Source.of(network, torch.Size(shape), record, {"prunerob": "a test"})
+
+
+MAKERS: dict[str, Callable[[], Source]] = {
+    "MnistCNN": lambda: source(pruned(MnistCNN()), 1, 28, 28, path="prunerob.networks.MnistCNN"),
+    "WideResNet": lambda: source(
+        pruned(WideResNet(depth=10, widen_factor=1), 0.3),
+        *(3, 32, 32),
+        path="prunerob.networks.WideResNet",
+        depth=10,
+        widen_factor=1,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_file_answers_as_the_network_in_any_number_of_images(
+    name: str, form: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    made = MAKERS[name]()
+    assert sum(map(torch.numel, made.exported.parameters())) < sum(
+        map(torch.numel, made.network.parameters())
+    )
+    file = tmp_path / f"model{FORMATS[form].suffix}"
+    FORMATS[form].write(made, file)
+    answers = FORMATS[form].open(file)
+    for images in (1, 2, 7):
+        agreement = compare(made.network, answers, torch.rand(images, *made.shape), batch_size=5)
+        assert agreement.holds, agreement
+
+
+@pytest.mark.slow
+def test_a_network_of_torchvision_is_exported_narrow(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = source(pruned(torchvision.models.resnet18(num_classes=10), 0.4), 3, 64, 64)
+    for form in ("onnx", "pt2"):
+        file = tmp_path / f"model{FORMATS[form].suffix}"
+        FORMATS[form].write(made, file)
+        agreement = compare(made.network, FORMATS[form].open(file), torch.rand(6, 3, 64, 64))
+        assert agreement.holds, agreement
+
+
+def test_what_does_not_answer_alike_is_told_apart() -> None:
+    network, x = MnistCNN().eval(), torch.rand(20, 1, 28, 28)
+    assert compare(network, network, x).holds
+    assert not compare(network, lambda x: network(x) + 1, x).holds
+    assert not compare(network, lambda x: network(x)[:, :9], x).holds
+    assert not Agreement(images=10, same=9, difference=0.0, largest=1.0).holds
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of the zoo in all formats."""
+    folder = tmp_path_factory.mktemp("export") / "net"
+    place = str(ROOT / "zoo" / "mnist_pgd_filter-0.75")
+    formats = ["--format", "onnx,pt2,safetensors", "--int8", "static", "--images", "200"]
+    main(["export", place, *formats, "--to", str(folder)])
+    return folder
+
+
+def test_one_command_makes_files_and_a_card(exported: Path) -> None:
+    names = {file.name for file in exported.iterdir()}
+    models = {"model.onnx", "model.int8.onnx", "model.pt2", "model.safetensors", "model.json"}
+    others = {"config.yaml", "twin.safetensors", "MODEL_CARD.md", "MODEL_CARD.json"}
+    assert names == models | others
+    assert not list(exported.parent.glob("*.unfinished"))
+    card = json.loads((exported / "MODEL_CARD.json").read_text())
+    assert card["parameters"]["exported"] < card["parameters"]["full"] / 10
+    assert card["files"]["model.onnx"]["bytes"] == (exported / "model.onnx").stat().st_size
+    assert card["files"]["model.int8.onnx"]["bytes"] < card["files"]["model.onnx"]["bytes"] / 2
+    assert card["attacked"] == []
+    text = (exported / "MODEL_CARD.md").read_text()
+    assert "**Not attacked**" in text
+    assert card["files"]["model.onnx"]["sha256"] in text
+    model = onnx.load(str(exported / "model.onnx"))
+    onnx.checker.check_model(model, full_check=True)
+    assert {p.key for p in model.metadata_props} >= {"prunerob"}
+    ends = (*model.graph.input, *model.graph.output)
+    assert [value.name for value in ends] == ["images", "logits"]
+    state = load_file(exported / "model.safetensors")
+    assert sum(tensor.numel() for tensor in state.values()) == card["parameters"]["exported"]
+
+
+def test_a_file_is_attacked_with_its_own_answers_and_its_twin_s_gradients(
+    exported: Path, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits[0][:40], digits[1][:40]
+    twin = prunerob.load(ROOT / "zoo" / "mnist_pgd_filter-0.75")
+    answers = Onnx().open(exported / "model.int8.onnx")
+    network = ArtefactNetwork(twin, answers).eval()
+    assert torch.equal(network(x), answers(x))
+    assert not torch.equal(network(x), twin(x))
+    gradients = []
+    for attacked in (network, twin):
+        seen = x.clone().requires_grad_()
+        logits = attacked(seen)
+        gradients.append(torch.autograd.grad(logits.sum(), seen)[0])
+    assert torch.allclose(*gradients, atol=1e-4 * float(gradients[1].abs().max()))
+    attack = PGD(eps=Pixels(0.3), step_size=Pixels(0.05), steps=10)
+    fooled = (answers(attack(network, x, y)).argmax(1) != y).float().mean()
+    assert fooled > 0.5
+
+
+def test_integers_attacked_without_the_twin_raise_an_alarm(
+    exported: Path, digits: tuple[Tensor, Tensor]
+) -> None:
+    answers = Onnx().open(exported / "model.int8.onnx")
+
+    class Bare(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return answers(x.detach())
+
+    x, y = digits[0][:30], digits[1][:30]
+    attack = PGD(eps=Pixels(0.3), step_size=Pixels(0.05), steps=3)
+    found = scrutinize(Bare(), {"PGD": attack}, x, y, key=torch.arange(30))
+    assert found.behaviour is not None
+    assert found.behaviour.zero_margin_gradients == 30
+
+
+def test_the_command_tests_a_file(exported: Path) -> None:
+    file = exported / "model.int8.onnx"
+    attack = "{PGD: {class_path: prunerob.attacks.PGD, init_args: {eps: 0.3, steps: 5}}}"
+    settings = ["--model.attacks", attack, "--data.test_size", "100"]
+    main(["test", "--ckpt_path", str(file), "--model.scrutinized_images", "20", *settings])
+    result = json.loads((exported / "model.int8_robustness.json").read_text())
+    twin = prunerob.load(ROOT / "zoo" / "mnist_pgd_filter-0.75")
+    assert [row["attack"] for row in result["rows"]] == ["clean", "PGD", "worst case"]
+    assert twin is not None
+    for made in exported.glob("model.int8_robustness*"):
+        made.unlink()
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_integers_take_a_fourth_of_the_bytes(
+    mode: str, exported: Path, tmp_path: Path, digits: tuple[Tensor, Tensor]
+) -> None:
+    made = tmp_path / "int8.onnx"
+    quantize(exported / "model.onnx", made, digits[0][100:200], mode)  # type: ignore[arg-type]
+    assert (
+        made.stat().st_size
+        < (0.6 if mode == "static" else 1.1) * (exported / "model.onnx").stat().st_size
+    )
+    network = prunerob.load(ROOT / "zoo" / "mnist_pgd_filter-0.75")
+    agreement = compare(network, Onnx().open(made), digits[0][:100])
+    assert agreement.same >= 97
+
+
+def test_a_difference_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunerob.artefacts.agreement.TOLERANCE", -1.0)  # nothing is near enough
+    place = str(ROOT / "zoo" / "mnist_pgd_filter-0.75")
+    args = ["export", place, "--images", "20", "--to", str(tmp_path / "net")]
+    told = refused(capsys, *args, "--format", "safetensors")
+    assert "--format safetensors: the file does not answer as the network: 20 of 20" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--format", "tflite"], "--format: tflite is unknown; there are onnx, pt2, safetensors"),
+        (["--format", ""], "--format: the list is empty"),
+        (["--format", "pt2", "--int8", "static"], "--int8: is a form of ONNX"),
+        (["--images", "0"], "--images: 0 is below 1"),
+        (["--to", ""], "--to: an empty name is no folder"),
+        (["--to", "."], "--to: . is there already"),
+    ],
+)
+def test_mistakes_cost_nothing(
+    args: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(ROOT / "zoo" / "mnist_pgd_filter-0.75")
+    assert told in refused(capsys, "export", place, "--to", "new", *args)
+    assert not Path("new").exists()
+
+
+def test_weights_without_a_configuration_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = (ROOT / "zoo" / "mnist_pgd_dense.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(content)
+    told = refused(capsys, "export", str(tmp_path / "a.safetensors"), "--to", "new")
+    assert "no configuration lies with it that names the network" in told
+
+
+def test_files_that_are_none_of_ours_are_told_in_a_line(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = (exported / "model.onnx").read_bytes()
+    for name in ("config.yaml", "twin.safetensors"):
+        (tmp_path / name).write_bytes((exported / name).read_bytes())
+    file = tmp_path / "model.onnx"
+    for content in (b"", b"no model", good[: len(good) // 2]):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="is no ONNX file that runs here"):
+            Onnx().open(file)
+    told = refused(capsys, "test", "--ckpt_path", str(file))
+    assert told.startswith(f"prunerob: error: {file} is no ONNX file that runs here")
+    file.write_bytes(good)
+    with pytest.raises(UserError, match=r"takes no images \(2, 3, 32, 32\)"):
+        Onnx().open(file)(torch.rand(2, 3, 32, 32))
+    (tmp_path / "twin.safetensors").unlink()
+    told = refused(capsys, "test", "--ckpt_path", str(file))
+    assert "has no twin.safetensors beside it" in told
+
+
+def test_a_card_of_a_tested_run_has_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", TINY])
+    main(["test"])
+    main(["export", "lightning_logs/tiny/version_0", "--format", "safetensors", "--to", "net"])
+    card = json.loads(Path("net/MODEL_CARD.json").read_text())
+    assert [row["attack"] for row in card["attacked"]][-1] == "worst case"
+    text = Path("net/MODEL_CARD.md").read_text()
+    assert "| worst case |" in text
+    assert "- PGD: PGD, eps 0.3" in text
+    assert "Pruned: 70 % by prunerob.pruning.weight_magnitude" in text
+
+
+def test_a_script_classifies_without_torch(exported: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['deploy.py', sys.argv[1]]; import runpy; "
+        f"runpy.run_path({str(ROOT / 'examples' / 'deploy.py')!r}); "
+        "assert not {'torch', 'prunerob'} & sys.modules.keys()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(exported / "model.int8.onnx")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "class" in done.stdout
