@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import nn
 
 from prunerob import __version__
 from prunerob.artefacts.agreement import Agreement
+from prunerob.artefacts.speed import Latency
 from prunerob.errors import UserError
 from prunerob.robustness.table import Robustness
 from prunerob.runs.weights import Weights
+from prunerob.training.checkpoints import processor
 
 LICENCES = {
     "prunerob.data.MNIST": "MNIST, Y. LeCun, C. Cortes and C. Burges: CC BY-SA 3.0",
@@ -29,6 +32,7 @@ def make_card(
     network: nn.Module,
     exported: nn.Module,
     agreements: Mapping[Path, Agreement],
+    speed: Mapping[str, Sequence[Latency]],
     command: str,
 ) -> dict[str, Any]:
     """All that is known of an artefact, in plain values.
@@ -39,6 +43,7 @@ def make_card(
         network: in its full shape.
         exported: what went into the files.
         agreements: of each file with the network.
+        speed: of each file, and of the network that no channels were taken out of.
         command: that repeats the export.
     """
     stem = weights.result("robustness")
@@ -82,6 +87,8 @@ def make_card(
             }
             for file, agreement in agreements.items()
         },
+        "milliseconds": {name: [asdict(one) for one in of_it] for name, of_it in speed.items()},
+        "hardware": processor(),
         "weights": {"file": weights.file.name, "sha256": _sha256(weights.file)},
         "prunerob": __version__,
         "command": command,
@@ -148,6 +155,18 @@ def to_markdown(card: Mapping[str, Any]) -> str:
     lines += [f"- {warning}" for warning in card["warnings"]] or none
     lines += ["", "## Files", "", "| file | bytes | agrees with the network |", "|---|---|---|"]
     lines += [f"| {n} | {f['bytes']:,} | {f['agreement']} |" for n, f in card["files"].items()]
+    lines += [
+        "",
+        "## Speed",
+        "",
+        f"On one thread of {card['hardware'].partition(',')[0]}, in turn:",
+    ]
+    lines += ["", "| | images | ms, median | ms, 95 % below |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {one['images']} | {one['p50']:.3g} | {one['p95']:.3g} |"
+        for name, of_it in card["milliseconds"].items()
+        for one in of_it
+    ]
     lines += ["", *(f"- sha256 of {n}: {f['sha256']}" for n, f in card["files"].items())]
     lines += [f"- sha256 of {card['weights']['file']}: {card['weights']['sha256']}", ""]
     lines += [f"Made by prunerob {card['prunerob']}:", "", f"    {card['command']}"]

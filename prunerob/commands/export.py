@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -90,8 +91,10 @@ def _export(options: Any, folder: Path, command: str) -> None:
 
     from prunerob.artefacts.agreement import Agreement, compare
     from prunerob.artefacts.card import make_card, to_json, to_markdown
-    from prunerob.artefacts.formats import FORMATS, Onnx, Source
+    from prunerob.artefacts.formats import FORMATS, Answers, Onnx, Source
     from prunerob.artefacts.quantize import CALIBRATION, quantize
+    from prunerob.artefacts.speed import latencies
+    from prunerob.networks.narrow import Narrowing
     from prunerob.runs.configuration import instantiate
     from prunerob.runs.folder import check_writable, write_whole
     from prunerob.runs.loading import load
@@ -114,32 +117,42 @@ def _export(options: Any, folder: Path, command: str) -> None:
     source = Source.of(network, x.shape[1:], config["model"]["network"], about, full=options.full)
     check_writable(folder)
     agreements: dict[Path, Agreement] = {}
+    opened: dict[str, Answers] = {}
 
-    def keep(name: str, file: Path, agreement: Agreement) -> None:
+    def keep(file: Path, answers: Answers, agreement: Agreement) -> None:
         sys.stdout.write(f"{file.name}: {file.stat().st_size:,} bytes, {agreement}\n")
-        agreements[file] = agreement
+        agreements[file], opened[file.name] = agreement, answers
 
     for name in options.format:
         file = folder / f"model{FORMATS[name].suffix}"
         FORMATS[name].write(source, file)
-        agreement = compare(network, FORMATS[name].open(file), x)
+        answers = FORMATS[name].open(file)
+        agreement = compare(network, answers, x)
         if not agreement.holds:
             told = f"the file does not answer as the network: {agreement}"
             raise UserError(f"--format {name}: {told}")
-        keep(name, file, agreement)
+        keep(file, answers, agreement)
     if options.int8:
         data.setup("fit")
         batches = islice(data.train_dataloader(), -(-CALIBRATION // data.batch_size))
         images = torch.cat([batch.x for batch in batches])
         file = folder / "model.int8.onnx"
         quantize(folder / "model.onnx", file, images[:CALIBRATION], options.int8)
-        agreement = compare(network, Onnx().open(file), x)
+        answers = Onnx().open(file)
+        agreement = compare(network, answers, x)
         if agreement.same < LEAST_INT8 * agreement.images:
             raise UserError(f"--int8 {options.int8}: the file answers otherwise: {agreement}")
-        keep("int8", file, agreement)
+        keep(file, answers, agreement)
+    if "onnx" in options.format and source.narrowing.kept:
+        full = folder / "full.onnx"
+        Onnx().write(replace(source, narrowing=Narrowing({})), full)
+        opened = {"with all channels, .onnx": Onnx().open(full), **opened}
+        full.unlink()
+    timed = [latencies(opened, source.shape, images=images) for images in (1, 128)]
+    speed = {name: [of_it[name] for of_it in timed] for name in opened}
     write_whole(folder / "twin.safetensors", save(dict(network.state_dict())))
     write_whole(folder / "config.yaml", place.read_bytes())
-    card = make_card(weights, config, network, source.exported, agreements, command)
+    card = make_card(weights, config, network, source.exported, agreements, speed, command)
     write_whole(folder / "MODEL_CARD.json", to_json(card))
     write_whole(folder / "MODEL_CARD.md", to_markdown(card))
     if not card["attacked"]:

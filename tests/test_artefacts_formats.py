@@ -112,6 +112,11 @@ def test_one_command_makes_files_and_a_card(exported: Path) -> None:
     assert card["files"]["model.onnx"]["bytes"] == (exported / "model.onnx").stat().st_size
     assert card["files"]["model.int8.onnx"]["bytes"] < card["files"]["model.onnx"]["bytes"] / 2
     assert card["attacked"] == []
+    times = card["milliseconds"]
+    assert set(times) == {"with all channels, .onnx", *models} - {"model.json"}
+    assert [one["images"] for one in times["model.onnx"]] == [1, 128]
+    dense, narrow = (times[n][1]["p50"] for n in ("with all channels, .onnx", "model.onnx"))
+    assert narrow < dense
     text = (exported / "MODEL_CARD.md").read_text()
     assert "**Not attacked**" in text
     assert card["files"]["model.onnx"]["sha256"] in text

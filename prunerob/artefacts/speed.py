@@ -1,0 +1,60 @@
+"""How fast artefacts answer, measured side by side in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median, quantiles
+from time import perf_counter
+
+import torch
+
+from prunerob.artefacts.formats import Answers
+
+ROUNDS = 40
+"""Times that each is asked, in turn with the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Milliseconds for a batch, over the rounds.
+
+    Args:
+        images: of the batch.
+        p50: the median.
+        p95: what 95 of 100 stay below.
+    """
+
+    images: int
+    p50: float
+    p95: float
+
+
+def latencies(
+    answers: Mapping[str, Answers], shape: torch.Size, *, images: int, rounds: int = ROUNDS
+) -> dict[str, Latency]:
+    """Ask each in turn, so that a busy moment is no one's alone; on one thread.
+
+    Args:
+        answers: by name.
+        shape: of an image, (C, H, W).
+        images: of a batch.
+        rounds: how often, 2 or more.
+    """
+    x = torch.rand(images, *shape, generator=torch.Generator().manual_seed(0))
+    times: dict[str, list[float]] = {name: [] for name in answers}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for round_ in range(rounds + 3):
+            for name, answer in answers.items():
+                start = perf_counter()
+                answer(x)
+                if round_ >= 3:  # the first ones lay out memory
+                    times[name].append(1000 * (perf_counter() - start))
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        name: Latency(images=images, p50=median(of_it), p95=quantiles(of_it, n=20)[-1])
+        for name, of_it in times.items()
+    }
