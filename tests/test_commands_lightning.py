@@ -25,7 +25,7 @@ def test_validate_and_predict(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["validate"])
-    assert "clean_accuracy" in capsys.readouterr().out
+    assert "validation_clean" in capsys.readouterr().out
     main(["predict"])
     with (run / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -44,7 +44,7 @@ def test_without_an_attack_the_loss_is_the_clean_one(
     module = classifier(trained, AdversarialTraining(attack=NoAttack(), weight=0.5))
     loss = module.training_step(Batch(x, y, torch.arange(len(y))), 0)
     torch.testing.assert_close(loss, F.cross_entropy(trained(x), y))
-    assert set(module.running) == {"clean_accuracy", "loss"}
+    assert set(module.running) == {"accuracy/train_clean", "loss/train"}
 
 
 @pytest.mark.parametrize("batch_norm", ["joint", "separate"])

@@ -110,7 +110,9 @@ def test_a_step_asks_the_network_about_both_halves(
     x_adv = attack(trained, x, targets, key=key)
     expected = objective({CLEAN: clean, ADVERSARIAL: trained(x_adv)}, y, weight=0.5, taught=None)
     torch.testing.assert_close(loss, expected)
-    assert set(module.running) == {"adversarial_accuracy", "clean_accuracy", "loss"}
+    assert set(module.running) == {
+        *("accuracy/train_adversarial", "accuracy/train_clean", "loss/train")
+    }
 
 
 def test_trades_attack_raises_the_divergence(
