@@ -190,7 +190,7 @@ def test_integers_take_a_fourth_of_the_bytes(
     )
     network = prunerob.load(ROOT / "zoo" / "mnist_pgd_filter-0.75")
     agreement = compare(network, Onnx().open(made), digits[0][:100])
-    assert agreement.same >= 97
+    assert agreement.same >= 90
 
 
 def test_a_difference_leaves_nothing(
