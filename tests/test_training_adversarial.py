@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import pytest
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 
 from prunerob.attacks import FGSM, PGD, Attack, NoAttack
 from prunerob.data.batches import Batch
+from prunerob.errors import UserError
 from prunerob.networks import MnistCNN, WideResNet
 from prunerob.noise import image_keys
 from prunerob.pixels import Pixels
 from prunerob.training.adversarial import AdversarialTraining
+from prunerob.training.objectives import TRADES
+from prunerob.training.phases import FINE_TUNING, TRAINING, FineTuning, make_trainings
 from tests.conftest import classifier
 
 
@@ -132,3 +136,33 @@ def test_settings_that_make_no_sense_are_refused() -> None:
             AdversarialTraining(attack=FGSM(), **settings)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no eps to draw"):
         AdversarialTraining(attack=Without(), eps_distribution="half_normal")
+
+
+def test_fine_tuning_may_have_an_attack_of_its_own() -> None:
+    near = PGD(eps=Pixels(0.3), start_std=0.001)
+    uniform = PGD(eps=Pixels(0.3), start_std=0.0)
+    training = AdversarialTraining(attack=near, objective=TRADES(beta=2.0), ramp_epochs=3)
+    for tuning, attack in ((FineTuning(attack=uniform), uniform), (FineTuning(), near)):
+        made = make_trainings(training, tuning)
+        assert made[TRAINING] is training
+        assert made[FINE_TUNING] == replace(training, attack=attack, ramp_epochs=0)
+    trades = FineTuning(attack=uniform, objective=TRADES(beta=4.0))
+    plain = AdversarialTraining(attack=NoAttack())
+    assert make_trainings(plain, trades)[FINE_TUNING].attack is uniform
+    flat = FineTuning(attack=FGSM(eps=Pixels(0.3)), objective=TRADES(beta=4.0))
+    with pytest.raises(UserError, match=r"^model\.fine_tuning\.attack: "):
+        make_trainings(training, flat)
+
+
+def test_fine_tuning_s_attack_perturbs_after_the_prune_epoch(
+    trained: MnistCNN, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits[0][:32], digits[1][:32]
+    strong = PGD(steps=3, step_size=Pixels(0.1))
+    module = classifier(trained, AdversarialTraining(attack=NoAttack()))
+    module.trainings = make_trainings(module.adversarial_training, FineTuning(attack=strong))
+    losses = []
+    for phase in (TRAINING, FINE_TUNING):
+        module.phase_name = phase
+        losses.append(float(module.training_step(Batch(x, y, torch.arange(32)), 0).detach()))
+    assert losses[1] > 1.5 * losses[0]

@@ -110,6 +110,7 @@ def check_attacks(
     worst_case_attacks: Mapping[str, Attack],
     validation: Attack,
     training: Attack,
+    fine_tuning: Attack | None = None,
 ) -> None:
     """See that each attack has a name of its own and stands where it can do its work.
 
@@ -118,6 +119,7 @@ def check_attacks(
         worst_case_attacks: those that count in its worst case alone.
         validation: attack of validation.
         training: attack of training.
+        fine_tuning: attack of fine-tuning, if it has one of its own.
 
     Raises:
         UserError: one does not.
@@ -132,6 +134,7 @@ def check_attacks(
         taken |= suite.keys()
     for group, others in (
         ("adversarial_training", [training]),
+        ("fine_tuning", [fine_tuning] if fine_tuning else []),
         ("validation_attack", [validation]),
         ("worst_case_attacks", worst_case_attacks.values()),
     ):

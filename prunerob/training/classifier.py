@@ -102,7 +102,10 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         checks.check_attacks(
-            attacks, worst_case_attacks, validation_attack, adversarial_training.attack
+            attacks,
+            worst_case_attacks,
+            validation_attack,
+            *(adversarial_training.attack, fine_tuning.attack),
         )
         checks.check_counts(
             validation_attack_images=validation_attack_images,
@@ -298,7 +301,7 @@ class Classifier(LightningModule):
         images = self.validation_attack_images
         return Validation(
             self.validation_attack,
-            self.adversarial_training.attack,
+            self.trainings[self.phase_name].attack,
             attacked_images=sys.maxsize if images and attack_all else images,
             probed_images=self.validation_probe_images,
             attacked=lambda x: self.attacked(x),

@@ -13,6 +13,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import nn
 
+from prunerob.attacks import Attack
 from prunerob.errors import UserError
 from prunerob.schedules import Schedule
 from prunerob.training.adversarial import AdversarialTraining
@@ -28,6 +29,8 @@ class FineTuning:
     Args:
         optimizer: as for training; null for the same.
         schedule: as for training; null for the same.
+        attack: as `adversarial_training.attack`; null for the same. One with a uniform start
+            (`start_std: 0`) hides less of a pruned network's gradients.
         objective: as `adversarial_training.objective`; null for the same. Here the network before
             pruning can teach: `ARD` or `RSLAD` of `prunerob.training.objectives`.
         ramp_epochs: epochs over which eps grows again from 0, for a network that pruning has
@@ -36,6 +39,7 @@ class FineTuning:
 
     optimizer: OptimizerCallable | None = None
     schedule: Schedule | None = None
+    attack: Attack | None = None
     objective: Objective | None = None
     ramp_epochs: float = 0.0
 
@@ -52,10 +56,12 @@ class FineTuning:
         Raises:
             ValueError: the objective does not fit the attack.
         """
-        if self.objective is None or not training.attack.perturbs:
-            return replace(training, ramp_epochs=self.ramp_epochs)
+        attack = self.attack or training.attack
+        if self.objective is None or not attack.perturbs:
+            return replace(training, attack=attack, ramp_epochs=self.ramp_epochs)
         return replace(
             training,
+            attack=attack,
             ramp_epochs=self.ramp_epochs,
             objective=self.objective,
             weight=training.weight if self.objective.has_weight else 0.5,
@@ -83,7 +89,8 @@ def make_trainings(
     try:
         return {TRAINING: training, FINE_TUNING: fine_tuning.of(training)}
     except ValueError as error:
-        raise UserError(f"model.fine_tuning.objective: {error}") from None
+        key = "objective" if fine_tuning.attack is None else "attack"
+        raise UserError(f"model.fine_tuning.{key}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
