@@ -159,6 +159,6 @@ def test_a_sweep_over_objectives_compares_each_with_its_own_control(
             assert results.is_comparable(point, point.control)
             assert results.difference(point, point.control, "natural") is not None
     main(["report", "s", "--output", "page"])
-    assert "TRADES (beta 2) 50 %" in Path("page/accuracy.md").read_text()
+    assert "weights, 50 %, TRADES (beta 2)" in Path("page/accuracy.md").read_text()
     with pytest.raises(SystemExit):
         main([*sweep, "--objective", "trades:2", "--scratch", "--folder", "t"])
