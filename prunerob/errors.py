@@ -7,3 +7,9 @@ class UserError(ValueError):
 
 class UnreachableAmount(UserError):  # noqa: N818  (a mistake by its base)
     """So much cannot be pruned of this network, by these settings."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its name where it has none."""
+    lines = str(error.args[0] if error.args else error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from prunerob.errors import UserError
+from prunerob.errors import UserError, first_line
 from prunerob.networks.narrow import Narrowing, find_narrowing
 from prunerob.runs.configuration import instantiate
 from prunerob.runs.folder import write_whole
@@ -46,10 +47,19 @@ class Source:
     record: Mapping[str, Any]
     about: Mapping[str, str]
 
-    @property
+    @cached_property
     def exported(self) -> nn.Module:
         """The network that goes into the file."""
         return self.narrowing.network(self.network).eval() if self.narrowing.kept else self.network
+
+    @cached_property
+    def traced(self) -> torch.export.ExportedProgram:
+        """The same as torch.export sees it, for any number of images."""
+        # Two images: sizes of 0 and 1 are taken for constants.
+        x = torch.zeros(2, *self.shape)
+        shapes = {INPUT: {0: torch.export.Dim("batch", min=1)}}
+        with torch.no_grad():
+            return torch.export.export(_Named(self.exported), (x,), dynamic_shapes=shapes)
 
     @classmethod
     def of(
@@ -105,7 +115,7 @@ class Onnx(Format):
             needed(package)
         with _quiet(), _refusing("onnx"):
             program = torch.onnx.export(
-                _traced(source),
+                source.traced,
                 dynamo=True,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
@@ -126,7 +136,9 @@ class Onnx(Format):
                 str(file), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime has errors of its own for each way to fail
-            raise UserError(f"{file} is no ONNX file that runs here ({_first(error)})") from None
+            raise UserError(
+                f"{file} is no ONNX file that runs here ({first_line(error):.200})"
+            ) from None
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(float)":
             raise UserError(
@@ -140,7 +152,7 @@ class Onnx(Format):
             try:
                 (found,) = session.run(None, {inputs[0].name: x.numpy()})
             except Exception as error:
-                told = f"takes no images {tuple(x.shape)}: {_first(error)}"
+                told = f"takes no images {tuple(x.shape)}: {first_line(error):.200}"
                 raise UserError(f"{file}: {told}") from None
             return torch.from_numpy(found)
 
@@ -155,7 +167,7 @@ class ExportedProgram(Format):
     def write(self, source: Source, file: Path) -> None:
         """Write the traced program; see `Format`."""
         with _quiet(), _refusing("pt2"):
-            torch.export.save(_traced(source), file, extra_files=dict(source.about))
+            torch.export.save(source.traced, file, extra_files=dict(source.about))
 
     def open(self, file: Path) -> Answers:
         """The program; a file of one's own alone, as torch reads it by pickle."""
@@ -214,17 +226,6 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
-def _traced(source: Source) -> torch.export.ExportedProgram:
-    """The network as torch.export sees it, for any number of images."""
-    # Two images: sizes of 0 and 1 are taken for constants.
-    x = torch.zeros(2, *source.shape)
-    batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad():
-        return torch.export.export(
-            _Named(source.exported), (x,), dynamic_shapes={INPUT: {0: batch}}
-        )
-
-
 class _Named(nn.Module):
     """A network whose input has the artefact's name for it."""
 
@@ -275,11 +276,5 @@ def _refusing(name: str) -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception as error:  # tracing a network of the user's may fail in any way
-        reason = _first(error)
+        reason = f"{first_line(error):.200}"
         raise UserError(f"--format {name}: this network cannot be exported ({reason})") from None
-
-
-def _first(error: Exception) -> str:
-    """The first line of an error's text, or its name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{lines[0] if lines else type(error).__name__:.200}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunerob.artefacts.formats import INPUT, needed
-from prunerob.errors import UserError
+from prunerob.errors import UserError, first_line
 
 Mode = Literal["static", "dynamic"]
 CALIBRATION = 512
@@ -56,8 +56,8 @@ def quantize(file: Path, to: Path, images: Tensor, mode: Mode) -> None:
     except (UserError, OSError):
         raise
     except Exception as error:  # the quantiser may fail in any way
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"--int8: this network cannot be quantised ({lines[0]:.200})") from None
+        told = f"this network cannot be quantised ({first_line(error):.200})"
+        raise UserError(f"--int8: {told}") from None
     finally:
         root.setLevel(level)
 

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from prunerob.robustness.drawing import draw
 from prunerob.robustness.measure import Examples
 from prunerob.robustness.table import Robustness
-from prunerob.training.tensorboard import log_hyper_parameters
+from prunerob.training.tensorboard import hyper_parameters
 
 SHOW_IMAGES = (TensorBoardLogger, WandbLogger, MLFlowLogger)
 
@@ -63,7 +63,7 @@ def log_examples(trainer: Trainer, test: str, examples: Examples) -> None:
 def log_robustness(
     trainer: Trainer, name: str, robustness: Robustness, config: Mapping[str, Any]
 ) -> None:
-    """The table of a test.
+    """The table of a test; in TensorBoard, the hyper-parameters that led to it, too.
 
     Args:
         trainer: says where to write.
@@ -72,14 +72,17 @@ def log_robustness(
         config: the configuration, in plain values.
     """
     for logger in trainer.loggers:
-        _log_table(logger, name, robustness)
-    log_hyper_parameters(trainer, name, robustness, config)
+        _log_table(logger, name, robustness, config)
 
 
-def _log_table(logger: Logger, name: str, robustness: Robustness) -> None:
+def _log_table(
+    logger: Logger, name: str, robustness: Robustness, config: Mapping[str, Any]
+) -> None:
     title, text = f"{name} robustness", robustness.to_markdown()
     if isinstance(logger, TensorBoardLogger):  # which shows accuracies among hyper-parameters
         logger.experiment.add_text(title, text)
+        results = {f"test/{row.attack}": row.accuracy for row in robustness.rows}
+        logger.experiment.add_hparams(hyper_parameters(config), results, run_name=name)
         return
     logger.log_metrics({f"{name}/{row.attack}": row.accuracy for row in robustness.rows}, step=0)
     if isinstance(logger, WandbLogger):

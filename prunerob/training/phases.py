@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.types import OptimizerConfig, OptimizerLRSchedu
 from torch import nn
 
 from prunerob.attacks import Attack
-from prunerob.errors import UserError
+from prunerob.errors import UserError, first_line
 from prunerob.schedules import Schedule
 from prunerob.training.adversarial import AdversarialTraining
 from prunerob.training.objectives import Objective
@@ -148,12 +148,6 @@ class Phase:
         except Exception as error:  # one of the user's may fail in any way
             why = f"{first_line(error):.300}"
             raise UserError(f"{self.keys}: cannot train this network: {why}") from None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its name where it has none."""
-    lines = str(error.args[0] if error.args else error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def make_phases(

@@ -12,8 +12,6 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from prunerob.robustness.table import Robustness
-
 
 def writers(trainer: Trainer) -> list[SummaryWriter]:
     """The TensorBoard writers of a Trainer; none without a TensorBoardLogger."""
@@ -50,22 +48,6 @@ def log_weight_histograms(trainer: Trainer, network: nn.Module, when: str) -> No
                 writer.add_histogram(
                     f"weights/{name}/{when}", parameter.detach(), trainer.global_step
                 )
-
-
-def log_hyper_parameters(
-    trainer: Trainer, name: str, robustness: Robustness, config: Mapping[str, Any]
-) -> None:
-    """The hyper-parameters, with the accuracies that they led to.
-
-    Args:
-        trainer: says where to write.
-        name: of the test.
-        robustness: its result.
-        config: the configuration, in plain values.
-    """
-    results = {f"test/{row.attack}": row.accuracy for row in robustness.rows}
-    for writer in writers(trainer):
-        writer.add_hparams(hyper_parameters(config), results, run_name=name)
 
 
 def hyper_parameters(config: Mapping[str, Any]) -> dict[str, str | float]:
