@@ -47,7 +47,7 @@ docs: .venv-docs/ready
 # uv installs the set in about two minutes, pip in about three. Compiled, every command starts sooner by
 # seconds, also where Python may not write bytecode itself.
 .venv/ready: pyproject.toml constraints.txt
-	$(call install,.venv,constraints.txt,--editable '.[test$(comma)ray$(comma)export]')
+	$(call install,.venv,constraints.txt,--editable '.[test$(comma)ray$(comma)export$(comma)executorch]')
 
 # The peers have a place of their own: torchattacks wants old versions of what others use.
 .venv-bench/ready: pyproject.toml benchmarks/constraints.txt

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 import prunerob
 from prunerob.artefacts.agreement import Agreement, compare
 from prunerob.artefacts.attacked import ArtefactNetwork
-from prunerob.artefacts.formats import FORMATS, Onnx, Source
+from prunerob.artefacts.format import Source
+from prunerob.artefacts.formats import FORMATS
+from prunerob.artefacts.onnx import Onnx
 from prunerob.artefacts.quantize import quantize
 from prunerob.attacks import PGD
 from prunerob.cli import main
@@ -97,14 +99,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network of the zoo in all formats."""
     folder = tmp_path_factory.mktemp("export") / "net"
     place = str(ROOT / "zoo" / "mnist_pgd_filter-0.75")
-    formats = ["--format", "onnx,pt2,safetensors", "--int8", "static", "--images", "200"]
+    formats = ["--format", "onnx,pt2,safetensors,executorch", "--int8", "static", "--sparse"]
+    formats += ["--images", "200"]
     main(["export", place, *formats, "--to", str(folder)])
     return folder
 
 
 def test_one_command_makes_files_and_a_card(exported: Path) -> None:
     names = {file.name for file in exported.iterdir()}
-    models = {"model.onnx", "model.int8.onnx", "model.pt2", "model.safetensors", "model.json"}
+    models = {"model.onnx", "model.int8.onnx", "model.pt2", "model.safetensors", "model.pte"}
+    models |= {"model.json", "model.sparse.onnx", "model.int8.sparse.onnx"}
     others = {"config.yaml", "twin.safetensors", "MODEL_CARD.md", "MODEL_CARD.json"}
     assert names == models | others
     assert not list(exported.parent.glob("*.unfinished"))
@@ -112,18 +116,26 @@ def test_one_command_makes_files_and_a_card(exported: Path) -> None:
     assert card["parameters"]["exported"] < card["parameters"]["full"] / 10
     assert card["files"]["model.onnx"]["bytes"] == (exported / "model.onnx").stat().st_size
     assert card["files"]["model.int8.onnx"]["bytes"] < card["files"]["model.onnx"]["bytes"] / 2
-    assert card["attacked"] == []
+    assert set(card["attacked"]) == {"the network"}  # its table lies in the zoo
+    assert card["flops"]["exported"] < card["flops"]["full"] / 2
     times = card["milliseconds"]
     assert set(times) == {"with all channels, .onnx", *models} - {"model.json"}
-    assert [one["images"] for one in times["model.onnx"]] == [1, 128]
+    assert [one["images"] for one in times["model.onnx"]][:2] == [1, 128]
+    assert times["model.onnx"][0]["threads"] == 1
     dense, narrow = (times[n][1]["p50"] for n in ("with all channels, .onnx", "model.onnx"))
     assert narrow < dense
     text = (exported / "MODEL_CARD.md").read_text()
-    assert "**Not attacked**" in text
+    assert "| the network | worst case | " in text
+    for file in exported.iterdir():
+        if not file.name.startswith("MODEL_CARD"):  # whose command says what was asked
+            assert str(ROOT).encode() not in file.read_bytes(), file
     assert card["files"]["model.onnx"]["sha256"] in text
     model = onnx.load(str(exported / "model.onnx"))
     onnx.checker.check_model(model, full_check=True)
-    assert {p.key for p in model.metadata_props} >= {"prunerob"}
+    about = {p.key: p.value for p in model.metadata_props}
+    assert about["classes"] == "10"
+    assert about["normalisation"] == "inside"
+    assert about["weights_sha256"] == card["weights"]["sha256"]
     ends = (*model.graph.input, *model.graph.output)
     assert [value.name for value in ends] == ["images", "logits"]
     state = load_file(exported / "model.safetensors")
@@ -170,12 +182,20 @@ def test_the_command_tests_a_file(exported: Path) -> None:
     file = exported / "model.int8.onnx"
     attack = "{PGD: {class_path: prunerob.attacks.PGD, init_args: {eps: 0.3, steps: 5}}}"
     settings = ["--model.attacks", attack, "--data.test_size", "100"]
-    main(["test", "--ckpt_path", str(file), "--model.scrutinized_images", "20", *settings])
+    main(["test", str(file), "--model.scrutinized_images", "20", *settings])
     result = json.loads((exported / "model.int8_robustness.json").read_text())
-    assert [row["attack"] for row in result["rows"]] == ["clean", "PGD", "worst case"]
+    rows = {row["attack"]: row for row in result["rows"]}
+    assert list(rows) == ["clean", "PGD", "PGD, transferred", "worst case"]
+    assert rows["PGD"]["gradients"] == "straight through, the float network's"
+    assert rows["PGD, transferred"]["gradients"] == "none: the float network's examples"
+    assert abs(rows["PGD"]["correct"] - rows["PGD, transferred"]["correct"]) <= 10
+    assert "| PGD, transferred |" in (exported / "model.int8_robustness.md").read_text()
+    card = json.loads((exported / "MODEL_CARD.json").read_text())
+    assert card["attacked"]["model.int8.onnx"]["rows"][1]["accuracy"] == rows["PGD"]["accuracy"]
+    assert "| model.int8.onnx | PGD |" in (exported / "MODEL_CARD.md").read_text()
     test = MNIST(test_size=100).test_sample(100)
     right = Onnx().open(file)(test.x).argmax(1) == test.y
-    assert result["rows"][0]["correct"] == int(right.sum())
+    assert rows["clean"]["correct"] == int(right.sum())
     for made in exported.glob("model.int8_robustness*"):
         made.unlink()
 
@@ -210,6 +230,9 @@ def test_a_difference_leaves_nothing(
     ("args", "told"),
     [
         (["--format", "tflite"], "--format: tflite is unknown; there are onnx, pt2, safetensors"),
+        (["--format", "pt2", "--sparse"], "--sparse: is a form of ONNX"),
+        (["--data.test_size", "5"], "--data.test_size is no option of export"),
+        (["--for", "robustbench"], "leaderboards have WideResNet, ResNet18, not MnistCNN"),
         (["--format", ""], "--format: the list is empty"),
         (["--format", "pt2", "--int8", "static"], "--int8: is a form of ONNX"),
         (["--images", "0"], "--images: 0 is below 1"),
@@ -238,7 +261,7 @@ def test_files_that_are_none_of_ours_are_told_in_a_line(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = (exported / "model.onnx").read_bytes()
-    for name in ("config.yaml", "twin.safetensors"):
+    for name in ("config.yaml", "twin.safetensors"):  # no card, which would know the checksum
         (tmp_path / name).write_bytes((exported / name).read_bytes())
     file = tmp_path / "model.onnx"
     for content in (b"", b"no model", good[: len(good) // 2]):
@@ -263,9 +286,10 @@ def test_a_card_of_a_tested_run_has_its_table(
     main(["test"])
     main(["export", "lightning_logs/tiny/version_0", "--format", "safetensors", "--to", "net"])
     card = json.loads(Path("net/MODEL_CARD.json").read_text())
-    assert [row["attack"] for row in card["attacked"]][-1] == "worst case"
+    rows = card["attacked"]["the network"]["rows"]
+    assert [row["attack"] for row in rows][-1] == "worst case"
     text = Path("net/MODEL_CARD.md").read_text()
-    assert "| worst case |" in text
+    assert "| the network | worst case |" in text
     assert "- PGD: PGD, eps 0.3" in text
     assert "Pruned: 70 % by prunerob.pruning.weight_magnitude" in text
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunerob.artefacts.formats import Answers
+from prunerob.artefacts.format import Answers
 from prunerob.networks.modes import evaluating
 
 TOLERANCE = 1e-3

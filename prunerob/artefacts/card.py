@@ -13,9 +13,10 @@ from torch import nn
 
 from prunerob import __version__
 from prunerob.artefacts.agreement import Agreement
-from prunerob.artefacts.speed import Latency
-from prunerob.errors import UserError
-from prunerob.robustness.table import Robustness
+from prunerob.artefacts.attacked import CARD
+from prunerob.artefacts.format import Source
+from prunerob.artefacts.speed import Latency, flops
+from prunerob.runs.folder import write_whole
 from prunerob.runs.weights import Weights
 from prunerob.training.checkpoints import processor
 
@@ -24,13 +25,13 @@ LICENCES = {
     "prunerob.data.CIFAR10": "CIFAR-10, A. Krizhevsky: no licence stated; cite his report of 2009",
 }
 """Of the training images, by the data's class."""
+NETWORK = "the network"
 
 
 def make_card(
     weights: Weights,
     config: Mapping[str, Any],
-    network: nn.Module,
-    exported: nn.Module,
+    source: Source,
     agreements: Mapping[Path, Agreement],
     speed: Mapping[str, Sequence[Latency]],
     command: str,
@@ -40,34 +41,21 @@ def make_card(
     Args:
         weights: that it was made from; what a test of them found is part of the card.
         config: of the run, in plain values.
-        network: in its full shape.
-        exported: what went into the files.
+        source: what went into the files.
         agreements: of each file with the network.
         speed: of each file, and of the network that no channels were taken out of.
         command: that repeats the export.
     """
-    stem = weights.result("robustness")
-    try:
-        robustness, about = Robustness.read(stem)
-    except (UserError, OSError):
-        rows, about = [], {}
-    else:
-        rows = [
-            {
-                "attack": row.attack,
-                "accuracy": row.accuracy,
-                "low": row.interval[0],
-                "high": row.interval[1],
-                "images": row.images,
-            }
-            for row in robustness.rows
-        ]
-    attacks = about.get("suite", {}).get("attacks", {})
     data = str(config["data"]["class_path"])
+    found = tested(weights)
+    networks = {"full": source.network, "exported": source.exported}
     return {
         "network": config["model"]["network"],
-        "parameters": {"full": _count(network), "exported": _count(exported)},
-        "non_zero_parameters": int(sum(int(p.count_nonzero()) for p in exported.parameters())),
+        "parameters": {name: _count(network) for name, network in networks.items()},
+        "non_zero_parameters": int(
+            sum(int(p.count_nonzero()) for p in source.exported.parameters())
+        ),
+        "flops": {name: flops(network, source.shape) for name, network in networks.items()},
         "training": {
             "data": config["data"],
             "epochs": config["trainer"]["max_epochs"],
@@ -76,9 +64,7 @@ def make_card(
         },
         "pruning": config["pruning"],
         "data_licence": LICENCES.get(data, f"of the authors of {data}"),
-        "attacked": rows,
-        "attacks": attacks,
-        "warnings": about.get("warnings", []),
+        "attacked": {NETWORK: found} if found else {},
         "files": {
             file.name: {
                 "bytes": file.stat().st_size,
@@ -95,6 +81,64 @@ def make_card(
     }
 
 
+def tested(weights: Weights) -> dict[str, Any] | None:
+    """What a test of weights has found, in plain values; None if they were not tested.
+
+    Args:
+        weights: of a run, or bare: robustness.json, or the table that networks of the zoo have.
+    """
+    stem = weights.result("robustness")
+    beside = weights.file.with_name(f"{weights.file.stem}_table.json")
+    for file in (stem.with_name(f"{stem.name}.json"), beside):
+        if file.is_file() and (found := _read_test(file)):
+            return found
+    return None
+
+
+def _read_test(file: Path) -> dict[str, Any] | None:
+    """The rows of a test's JSON with the attacks behind them; None where it is damaged."""
+    try:
+        about = json.loads(file.read_text("utf-8"))
+        rows = [
+            {
+                "attack": str(row["attack"]),
+                "accuracy": float(row["accuracy"]),
+                "low": float(row["interval"][0]),
+                "high": float(row["interval"][1]),
+                "images": int(row["images"]),
+                "gradients": str(row.get("gradients", "")),
+            }
+            for row in about["rows"]
+        ]
+        attacks = about["suite"]["attacks"]
+    except (OSError, KeyError, TypeError, ValueError, IndexError):
+        return None
+    return {"rows": rows, "attacks": attacks, "warnings": about.get("warnings", [])}
+
+
+def note_test(file: Path, result: Path) -> None:
+    """Enter a test of an artefact into the card beside it, if there is one that knows the file.
+
+    Args:
+        file: that was tested.
+        result: JSON of the test.
+    """
+    place = file.with_name(CARD)
+    try:
+        card = json.loads(place.read_text("utf-8"))
+        if file.name in card["files"] and (found := _read_test(result)):
+            card["attacked"][file.name] = found
+            write_card(card, place.parent)
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return  # none, or one of another program's
+
+
+def write_card(card: Mapping[str, Any], folder: Path) -> None:
+    """Write MODEL_CARD.json and .md into a folder."""
+    write_whole(folder / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    write_whole((folder / CARD).with_suffix(".md"), to_markdown(card))
+
+
 def _count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -104,19 +148,15 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def to_json(card: Mapping[str, Any]) -> str:
-    """For programs."""
-    return json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-
-
 def to_markdown(card: Mapping[str, Any]) -> str:
     """For people."""
     network = str(card["network"]["class_path"]).rpartition(".")[2]
-    pruning, counts = card["pruning"], card["parameters"]
-    lines = [f"# {network}, pruned and attacked", ""]
+    pruning, counts, operations = card["pruning"], card["parameters"], card["flops"]
     amount = pruning["amount"] if pruning["epoch"] is not None else 0
     pruned = f"{100 * amount:g} % by {pruning['criterion']}" if amount else "nothing"
-    lines += [
+    lines = [
+        f"# {network}, pruned and attacked",
+        "",
         "Takes images, float32, (B, C, H, W), pixels in [0, 1]; answers logits, (B, classes). "
         "Normalisation is inside.",
         "",
@@ -125,49 +165,66 @@ def to_markdown(card: Mapping[str, Any]) -> str:
         f"- Pruned: {pruned}",
         f"- Parameters: {counts['full']:,} before channels were taken out, "
         f"{counts['exported']:,} in the file, {card['non_zero_parameters']:,} of them not 0. A "
-        "zero takes as many bytes and as much time as any other number",
+        "zero takes as much time as any other number",
+        f"- Operations for an image: {operations['full']:,} before, {operations['exported']:,} in "
+        "the file",
         "",
         "## Accuracy",
         "",
-    ]
-    if card["attacked"]:
-        lines += ["| attack | accuracy, % | 95 % interval | images |", "|---|---|---|---|"]
-        lines += [
-            f"| {row['attack']} | {100 * row['accuracy']:.1f} | {100 * row['low']:.1f} to "
-            f"{100 * row['high']:.1f} | {row['images']:,} |"
-            for row in card["attacked"]
-        ]
-        lines += [
-            "",
-            "Measured on the network that the files were made from, not on the files, which agree "
-            "with it as below. Threat model: L-infinity balls, in pixel units of [0, 1]:",
-            "",
-        ]
-        lines += [
-            f"- {name}: {str(attack['class_path']).rpartition('.')[2]}, "
-            + ", ".join(f"{k} {v}" for k, v in attack.get("init_args", {}).items())
-            for name, attack in card["attacks"].items()
-        ]
-    else:
-        lines += ["**Not attacked**: these weights have not been tested (`prunerob test`)."]
-    lines += ["", "## Warnings", ""]
-    none = ["None was raised."] if card["attacked"] else ["None was looked for."]
-    lines += [f"- {warning}" for warning in card["warnings"]] or none
-    lines += ["", "## Files", "", "| file | bytes | agrees with the network |", "|---|---|---|"]
-    lines += [f"| {n} | {f['bytes']:,} | {f['agreement']} |" for n, f in card["files"].items()]
-    lines += [
+        *_accuracy(card["attacked"]),
+        "## Files",
+        "",
+        "| file | bytes | agrees with the network |",
+        "|---|---|---|",
+        *(f"| {n} | {f['bytes']:,} | {f['agreement']} |" for n, f in card["files"].items()),
         "",
         "## Speed",
         "",
-        f"On one thread of {card['hardware'].partition(',')[0]}, in turn:",
+        f"On {card['hardware'].partition(',')[0]}, in turn:",
+        "",
+        "| | images | threads | ms, median | ms, 95 % below |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {one['images']} | {one['threads']} | {one['p50']:.3g} | {one['p95']:.3g} |"
+            for name, of_it in card["milliseconds"].items()
+            for one in of_it
+        ),
+        "",
+        *(f"- sha256 of {n}: {f['sha256']}" for n, f in card["files"].items()),
+        f"- sha256 of {card['weights']['file']}: {card['weights']['sha256']}",
+        "",
+        f"Made by prunerob {card['prunerob']}:",
+        "",
+        f"    {card['command']}",
     ]
-    lines += ["", "| | images | ms, median | ms, 95 % below |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {one['images']} | {one['p50']:.3g} | {one['p95']:.3g} |"
-        for name, of_it in card["milliseconds"].items()
-        for one in of_it
-    ]
-    lines += ["", *(f"- sha256 of {n}: {f['sha256']}" for n, f in card["files"].items())]
-    lines += [f"- sha256 of {card['weights']['file']}: {card['weights']['sha256']}", ""]
-    lines += [f"Made by prunerob {card['prunerob']}:", "", f"    {card['command']}"]
     return "\n".join(lines) + "\n"
+
+
+def _accuracy(attacked: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What attacks leave, of the network and of each file, with warnings and threat model."""
+    if not attacked:
+        return [
+            "**Not attacked**: neither the network nor a file has been tested (`prunerob test`).",
+            "",
+        ]
+    lines = ["| | attack | accuracy, % | 95 % interval | images | gradients |"]
+    lines += ["|---|---|---|---|---|---|"]
+    lines += [
+        f"| {name} | {row['attack']} | {100 * row['accuracy']:.1f} | {100 * row['low']:.1f} to "
+        f"{100 * row['high']:.1f} | {row['images']:,} | {row['gradients']} |"
+        for name, test in attacked.items()
+        for row in test["rows"]
+    ]
+    if list(attacked) == [NETWORK]:
+        lines += ["", "Measured on the network, not on the files, which agree with it as below."]
+    lines += ["", "Threat model: L-infinity balls, in pixel units of [0, 1]:", ""]
+    attacks = {
+        name: attack for test in attacked.values() for name, attack in test["attacks"].items()
+    }
+    lines += [
+        f"- {name}: {str(attack['class_path']).rpartition('.')[2]}, "
+        + ", ".join(f"{k} {v}" for k, v in attack.get("init_args", {}).items())
+        for name, attack in attacks.items()
+    ]
+    told = [f"- {name}: {text}" for name, test in attacked.items() for text in test["warnings"]]
+    return [*lines, "", "## Warnings", "", *(told or ["None was raised."]), ""]

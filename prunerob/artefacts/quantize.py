@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prunerob.artefacts.formats import INPUT, needed
+from prunerob.artefacts.format import INPUT, needed
 from prunerob.errors import UserError, first_line
 
 Mode = Literal["static", "dynamic"]

@@ -8,8 +8,10 @@ from statistics import median, quantiles
 from time import perf_counter
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from prunerob.artefacts.formats import Answers
+from prunerob.artefacts.format import Answers
 
 ROUNDS = 40
 """Times that each is asked, in turn with the others."""
@@ -21,30 +23,38 @@ class Latency:
 
     Args:
         images: of the batch.
+        threads: of the CPU.
         p50: the median.
         p95: what 95 of 100 stay below.
     """
 
     images: int
+    threads: int
     p50: float
     p95: float
 
 
 def latencies(
-    answers: Mapping[str, Answers], shape: torch.Size, *, images: int, rounds: int = ROUNDS
+    answers: Mapping[str, Answers],
+    shape: torch.Size,
+    *,
+    images: int,
+    threads: int = 1,
+    rounds: int = ROUNDS,
 ) -> dict[str, Latency]:
-    """Ask each in turn, so that a busy moment is no one's alone; on one thread.
+    """Ask each in turn, so that a busy moment is no one's alone.
 
     Args:
-        answers: by name.
+        answers: by name; opened for so many threads.
         shape: of an image, (C, H, W).
         images: of a batch.
+        threads: that torch may use, for those that run by it.
         rounds: how often, 2 or more.
     """
     x = torch.rand(images, *shape, generator=torch.Generator().manual_seed(0))
     times: dict[str, list[float]] = {name: [] for name in answers}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         for round_ in range(rounds + 3):
             for name, answer in answers.items():
@@ -53,8 +63,24 @@ def latencies(
                 if round_ >= 3:  # the first ones lay out memory
                     times[name].append(1000 * (perf_counter() - start))
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
     return {
-        name: Latency(images=images, p50=median(of_it), p95=quantiles(of_it, n=20)[-1])
+        name: Latency(
+            images=images, threads=threads, p50=median(of_it), p95=quantiles(of_it, n=20)[-1]
+        )
         for name, of_it in times.items()
     }
+
+
+def flops(network: nn.Module, shape: torch.Size) -> int:
+    """Floating-point operations for one image, as torch counts them: two for a multiplication.
+
+    A weight of 0 counts as any other: it is multiplied as well.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        shape: of an image, (C, H, W).
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *shape))
+    return int(counter.get_total_flops())

@@ -21,7 +21,8 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import prunerob.networks  # noqa: F401  (so that its networks are known by their short names)
-from prunerob.artefacts.attacked import load_artefact
+from prunerob.artefacts.attacked import Artefact, load_artefact
+from prunerob.artefacts.card import note_test
 from prunerob.attacks import Attack
 from prunerob.commands.arguments import Arguments
 from prunerob.commands.configurations import check_file, check_seed, check_strategy, check_values
@@ -84,6 +85,8 @@ def run(args: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", r".*recommended to use .*sync_dist=True")  # counts are of all
 
     command, *rest = args
+    if command != "fit" and rest and not rest[0].startswith("-"):  # `prunerob test RUN`
+        rest = ["--ckpt_path", *rest]
     known = Arguments(command, "", has_help=False)
     known.add_argument("-c", "--config", action="append", default=[])
     known.add_argument("--ckpt_path")
@@ -171,6 +174,7 @@ class CommandLine(LightningCLI):
         self.weights = weights
         self.held = held
         self.goes_on = False
+        self.artefact: Artefact | None = None
         # This one alone: making the parser of a command takes seconds.
         self.subcommands = lambda: {command: NOT_FOR_USERS}  # type: ignore[method-assign]
         super().__init__(
@@ -301,18 +305,18 @@ class CommandLine(LightningCLI):
 
     def validate(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
         """Measure on the validation images."""
-        self._load(model)
+        self._load(model, datamodule)
         if datamodule.validation_size == 0:
             raise UserError("data.validation_size: 0 leaves no images to validate on")
         self.trainer.validate(model, datamodule=datamodule)
 
     def test(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
         """Attack the test images with the whole suite and write the table."""
-        weights = self._load(model)
+        weights = self._load(model, datamodule)
         if self.curve:
             self._draw_curve(model, datamodule, weights)
             return
-        if model.scrutinized_images:
+        if model.scrutinized_images and not self.artefact:
             model.before_pruning = network_before_pruning(model.network, weights)
         model.test_name = weights.result("test").name.replace("_", " ", 1)
         config = self.plain_config()
@@ -324,6 +328,9 @@ class CommandLine(LightningCLI):
             raise UserError("trainer.limit_test_batches: 0 leaves nothing to test")
         suite, training = model.suite, model.adversarial_training.attack
         warnings = review(model.robustness, suite.attacks, training=training)
+        if self.artefact:
+            warnings += self.artefact.review(model.robustness)
+            model.robustness = self.artefact.told(model.robustness)
         about = {"seed": model.seed, **about_machine(model.device), "suite": record}
         images = len(datamodule.test_dataloader().index)
         about |= {"test_size": datamodule.test_size, "test_images": images, "warnings": warnings}
@@ -338,6 +345,7 @@ class CommandLine(LightningCLI):
             )
             return
         files = write(model.robustness, weights, about)
+        note_test(weights.file, files[-1])
         log_robustness(self.trainer, model.test_name, model.robustness, config)
         show(model.robustness, weights, warnings, suite)
         rank_zero_info("Written: " + ", ".join(str(file) for file in files))
@@ -355,7 +363,7 @@ class CommandLine(LightningCLI):
 
     def predict(self, model: Classifier, datamodule: ImageDataModule, **_: object) -> None:
         """Classify images into a CSV file."""
-        weights = self._load(model)
+        weights = self._load(model, datamodule)
         batches = cast(Any, self.trainer.predict(model, datamodule=datamodule))
         together = [batch for part in gather(batches or []) for batch in part if len(batch[0])]
         if not self.trainer.is_global_zero:
@@ -366,10 +374,12 @@ class CommandLine(LightningCLI):
         write_predictions(file, together, names, classes, self.form)
         rank_zero_info(f"Written: {file}")
 
-    def _load(self, model: Classifier) -> Weights:
+    def _load(self, model: Classifier, data: ImageDataModule) -> Weights:
+        """Load the weights, or let the model answer from the file that they were exported to."""
         assert self.weights is not None
-        if self.weights.file.suffix == ".onnx":
-            load_artefact(model, self.weights.file)
+        self.artefact = load_artefact(self.weights.file, model.network, model.suite, data)
+        if self.artefact:
+            model.network, model.suite = self.artefact.network, self.artefact.suite
         else:
             load_weights(model.network, self.weights.file)
         return self.weights

@@ -211,7 +211,7 @@ def _against_one_step(
             f"catastrophic overfitting: {_percent(theirs)} under {other}, the attack of "
             f"the training, but {_percent(ours)} under {name}"
         ]
-    if _is_above(ours, theirs):
+    if is_above(ours, theirs):
         return [
             f"{name} is weaker than {other} at the same eps ({_percent(ours)} against "
             f"{_percent(theirs)} right): gradients are masked, or {name} has not converged; "
@@ -224,7 +224,7 @@ def _against_black_box(robustness: Robustness, name: str, other: str) -> list[st
     """What is to be said of an attack without gradients that beats one with them."""
     both = robustness.attacked(name) & robustness.attacked(other)
     blind, seeing = (robustness.correct(attack)[both] for attack in (name, other))
-    if not _is_above(seeing, blind):
+    if not is_above(seeing, blind):
         return []
     return [
         f"{name} beats {other} without a gradient ({_percent(blind)} against "
@@ -353,7 +353,7 @@ def overfits_to_one_step(robust: int, one_step: int) -> bool:
     return 2 * robust < one_step
 
 
-def _is_above(a: Tensor, b: Tensor) -> bool:
+def is_above(a: Tensor, b: Tensor) -> bool:
     """Whether one accuracy is higher than another on the same images, beyond chance."""
     return int(a.sum()) > int(b.sum()) and mcnemar(a, b) < SIGNIFICANT
 

@@ -31,11 +31,14 @@ def show(robustness: Robustness, weights: Weights, warnings: Sequence[str], suit
         table.add_column("before pruning", justify="right")
     for heading in ("accuracy", "95 % interval", "images", "seconds"):
         table.add_column(heading, justify="right")
+    if told := any(row.gradients for row in robustness.rows):
+        table.add_column("gradients")
     for row in robustness.rows:
         low, high = row.interval
         cells = [f"{row.accuracy:.2%}", f"{low:.2%} to {high:.2%}", f"{row.images:,}"]
         before = [f"{dense[row.attack]:.2%}" if row.attack in dense else "-"] if dense else []
-        table.add_row(escape(row.attack), *before, *cells, f"{row.seconds:.1f}")
+        gradients = [escape(row.gradients)] if told else []
+        table.add_row(escape(row.attack), *before, *cells, f"{row.seconds:.1f}", *gradients)
     if robustness.searches:
         table.caption = escape(f"In the worst case alone: {robustness.told_searches()}")
     console = Console()

@@ -36,6 +36,7 @@ class Row:
             counts in the first of them.
         learned: what the attack learned before it attacked, by name.
         left: of an attack in parts, images right after each of them, by name and in order.
+        gradients: where they came from, of a row about a file that has none itself.
     """
 
     attack: str
@@ -44,6 +45,7 @@ class Row:
     seconds: float
     learned: Mapping[str, float] = field(default_factory=dict)
     left: Mapping[str, int] = field(default_factory=dict)
+    gradients: str = ""
 
     @property
     def accuracy(self) -> float:
@@ -159,6 +161,7 @@ class Robustness:
                     seconds=row["seconds"],
                     learned=row.get("learned", {}),
                     left={str(k): int(v) for k, v in row.get("left", {}).items()},
+                    gradients=str(row.get("gradients", "")),
                 )
                 for row in about["rows"]
             ]
@@ -195,6 +198,7 @@ class Robustness:
                 "seconds": round(row.seconds, 3),
                 **({"learned": dict(row.learned)} if row.learned else {}),
                 **({"left": dict(row.left)} if row.left else {}),
+                **({"gradients": row.gradients} if row.gradients else {}),
             }
             for row in self.rows
         ]
@@ -236,15 +240,16 @@ class Robustness:
 
     def to_markdown(self) -> str:
         """The table for a page; accuracies in percent."""
+        told = any(row.gradients for row in self.rows)
         lines = [
-            "| attack | accuracy, % | 95 % interval | images | seconds |",
-            "|---|---|---|---|---|",
+            "| attack | accuracy, % | 95 % interval | images | seconds |" + " gradients |" * told,
+            "|---|---|---|---|---|" + "---|" * told,
         ]
         for row in self.rows:
             low, high = row.interval
             lines.append(
                 f"| {row.attack} | {100 * row.accuracy:.2f} | {100 * low:.2f} to {100 * high:.2f} "
-                f"| {row.images:,} | {row.seconds:.1f} |"
+                f"| {row.images:,} | {row.seconds:.1f} |" + f" {row.gradients} |" * told
             )
         if self.searches:
             lines += ["", f"In the worst case alone: {self.told_searches()}."]

@@ -75,7 +75,7 @@ class Progress(RichProgressBar):
         """Columns that leave room for the numbers at 80 characters."""
         theme = self.theme
         return [
-            TextColumn("{task.description}", style=theme.description),
+            TextColumn("{task.description}", style=theme.description, markup=False),
             BarColumn(bar_width=12, complete_style=theme.progress_bar),
             BatchesProcessedColumn(style=theme.batch_progress),
             TimeRemainingColumn(compact=True),

@@ -1,0 +1,170 @@
+"""Programs of torch.export: nothing in a file of someone else's runs when it is opened."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prunerob.artefacts.exported_program import ExportedProgram
+from prunerob.artefacts.format import Source
+from prunerob.errors import UserError
+from prunerob.networks import MnistCNN
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("pt2") / "model.pt2"
+    source = Source.of(MnistCNN().eval(), torch.Size((1, 28, 28)), {}, {"prunerob": "a test"})
+    ExportedProgram().write(source, file)
+    return file
+
+
+def changed(good: Path, to: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
+    """A copy of an archive with some of its records changed, or left out."""
+    with zipfile.ZipFile(good) as archive, zipfile.ZipFile(to, "w") as out:
+        for record in archive.infolist():
+            content = change(record.filename.partition("/")[2], archive.read(record))
+            if content is not None:
+                out.writestr(record.filename, content)
+    return to
+
+
+class Planted:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.place,)
+
+
+def test_a_file_says_nothing_of_this_machine_and_holds_no_pickle(good: Path) -> None:
+    root = str(Path(__file__).parent.parent).encode()
+    with zipfile.ZipFile(good) as archive:
+        for name in archive.namelist():
+            content = archive.read(name)
+            assert root not in content
+            assert b"site-packages" not in content
+            if name.endswith(".pt"):
+                assert content == b""
+            elif "weight_" not in name:  # raw bytes may be anything
+                with pytest.raises((pickle.UnpicklingError, ValueError, KeyError, EOFError)):
+                    pickle.loads(content)
+    # torch itself reads it, too.
+    program = torch.export.load(good).module()
+    x = torch.rand(3, 1, 28, 28)
+    assert torch.allclose(program(x), ExportedProgram().open(good)(x))
+
+
+def test_pickled_images_are_left_aside(good: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    written = io.BytesIO()
+    torch.save((Planted(trap),), written)
+
+    def plant(place: str, content: bytes) -> bytes:
+        return written.getvalue() if place.endswith("sample_inputs/model.pt") else content
+
+    file = changed(good, tmp_path / "bad.pt2", plant)
+    assert ExportedProgram().open(file)(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    assert not trap.exists()
+
+
+def in_graph(change: Callable[[dict[str, Any]], None]) -> Callable[[str, bytes], bytes]:
+    def of(place: str, content: bytes) -> bytes:
+        if place != "models/model.json":
+            return content
+        model = json.loads(content)
+        change(model)
+        return json.dumps(model).encode()
+
+    return of
+
+
+def pickled(place: str, content: bytes) -> bytes:
+    return content.replace(b'"use_pickle": false', b'"use_pickle": true')
+
+
+def elsewhere(place: str, content: bytes) -> bytes:
+    if place.endswith("weights_config.json"):
+        return content.replace(b'"weight_0"', b'"../../etc/x"')
+    return content
+
+
+def operator(name: str) -> Callable[[str, bytes], bytes]:
+    def change(model: dict[str, Any]) -> None:
+        model["graph_module"]["graph"]["nodes"][0]["target"] = name
+
+    return in_graph(change)
+
+
+def size(model: dict[str, Any]) -> None:
+    sizes = model["graph_module"]["graph"]["tensor_values"]["images"]["sizes"]
+    sizes[0]["as_expr"]["expr_str"] = "__import__('os').getcwd()"
+
+
+def name(model: dict[str, Any]) -> None:
+    model["graph_module"]["graph"]["nodes"][0]["name"] = "a; import os"
+
+
+def tree(model: dict[str, Any]) -> None:
+    signature = model["graph_module"]["module_call_graph"][0]["signature"]
+    signature["in_spec"] = "[1, {'a': __import__('os')}]"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (pickled, "pickled tensors"),
+        (elsewhere, "tensors of another place"),
+        (operator("torch.load"), "the operator 'torch.load'"),
+        (operator("torch.ops.aten.from_file.default"), "the operator 'torch.ops.aten.from_file"),
+        (operator("torch.ops.prims.x.y"), "the operator 'torch.ops.prims"),
+        (in_graph(size), 'the text "__import__'),
+        (in_graph(name), "the text 'a; import os'"),
+        (in_graph(tree), "the text "),
+    ],
+)
+def test_what_could_run_is_refused(
+    change: Callable[[str, bytes], bytes], told: str, good: Path, tmp_path: Path
+) -> None:
+    file = changed(good, tmp_path / "bad.pt2", change)
+    with pytest.raises(UserError, match="was refused: it holds ") as refused:
+        ExportedProgram().open(file)
+    assert told in str(refused.value)
+
+
+def test_compiled_code_is_refused(good: Path, tmp_path: Path) -> None:
+    file = changed(good, tmp_path / "bad.pt2", lambda _, content: content)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("model/data/aotinductor/model/x.so", b"code")
+    with pytest.raises(UserError, match=r"holds 'data/aotinductor/model/x\.so', more than"):
+        ExportedProgram().open(file)
+
+
+def test_source_code_of_guards_is_left_aside(good: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+
+    def guard(model: dict[str, Any]) -> None:
+        model["guards_code"] = [f"open({str(trap)!r}, 'w') is not None"]
+
+    file = changed(good, tmp_path / "bad.pt2", in_graph(guard))
+    ExportedProgram().open(file)(torch.rand(2, 1, 28, 28))
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 and no more"])
+def test_damage_is_told_in_a_line(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "model.pt2"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.pt2 is (no program|damaged)"):
+        ExportedProgram().open(file)
