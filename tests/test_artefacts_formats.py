@@ -75,6 +75,21 @@ def test_a_file_answers_as_the_network_in_any_number_of_images(
         assert agreement.holds, agreement
 
 
+def test_emptied_channels_stay_up_to_a_multiple() -> None:
+    torch.manual_seed(0)
+    network = pruned(WideResNet(depth=10, widen_factor=2), 0.3)
+    shape, x = torch.Size((3, 32, 32)), torch.rand(4, 3, 32, 32)
+    sizes = []
+    for multiple in (1, 8, 64):
+        made = Source.of(network, shape, {}, {}, multiple_of=multiple)
+        widths = [m.out_channels for m in made.exported.modules() if isinstance(m, nn.Conv2d)]
+        full = [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
+        assert all(w % multiple == 0 or w == f for w, f in zip(widths, full, strict=True))
+        assert compare(network, made.exported, x).holds
+        sizes.append(sum(widths))
+    assert sizes[0] < sizes[1] < sizes[2] <= sum(full)
+
+
 @pytest.mark.slow
 def test_a_network_of_torchvision_is_exported_narrow(tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -108,7 +123,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_command_makes_files_and_a_card(exported: Path) -> None:
     names = {file.name for file in exported.iterdir()}
     models = {"model.onnx", "model.int8.onnx", "model.pt2", "model.safetensors", "model.pte"}
-    models |= {"model.json", "model.sparse.onnx", "model.int8.sparse.onnx"}
+    models |= {"model.json", "model.sparse.onnx", "model.int8.sparse.onnx", "model.int8.pte"}
     others = {"config.yaml", "twin.safetensors", "MODEL_CARD.md", "MODEL_CARD.json"}
     assert names == models | others
     assert not list(exported.parent.glob("*.unfinished"))
@@ -222,7 +237,9 @@ def test_a_difference_leaves_nothing(
     place = str(ROOT / "zoo" / "mnist_pgd_filter-0.75")
     args = ["export", place, "--images", "20", "--to", str(tmp_path / "net")]
     told = refused(capsys, *args, "--format", "safetensors")
-    assert "--format safetensors: the file does not answer as the network: 20 of 20" in told
+    assert (
+        "--format safetensors: model.safetensors does not answer as the network: 20 of 20" in told
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -234,7 +251,9 @@ def test_a_difference_leaves_nothing(
         (["--data.test_size", "5"], "--data.test_size is no option of export"),
         (["--for", "robustbench"], "leaderboards have WideResNet, ResNet18, not MnistCNN"),
         (["--format", ""], "--format: the list is empty"),
-        (["--format", "pt2", "--int8", "static"], "--int8: is a form of ONNX"),
+        (["--format", "pt2", "--int8", "static"], "--int8: is a form of ONNX and of executorch"),
+        (["--format", "executorch", "--int8", "dynamic"], "--int8: is a form of ONNX; name it"),
+        (["--multiple-of", "0"], "--multiple-of: 0 is below 1"),
         (["--images", "0"], "--images: 0 is below 1"),
         (["--to", ""], "--to: an empty name is no folder"),
         (["--to", "."], "--to: . is there already"),

@@ -70,10 +70,12 @@ class Transferred(Attack):
     Args:
         attack: that makes them.
         twin: that they are made against, in evaluation mode.
+        images: on how many test images it is tried; None for all.
     """
 
     attack: Attack
     twin: nn.Module = field(compare=False, repr=False)
+    images: int | None = None
 
     @property
     def radius(self) -> float | None:
@@ -82,8 +84,8 @@ class Transferred(Attack):
 
     @property
     def sample(self) -> int | None:
-        """As the attack's."""
-        return self.attack.sample
+        """On how many test images a test tries it; None for all of them."""
+        return self.images
 
     @property
     def fewest_classes(self) -> int:
@@ -167,11 +169,19 @@ def with_transferred(suite: Suite, twin: nn.Module) -> Suite:
         twin: the float network, in evaluation mode.
     """
     attacks = dict(suite.attacks)
-    whole = {name: a for name, a in attacks.items() if not a.stages and a.sees_gradients}
-    if not whole:
-        parts = [(f"{name}, {of}", part) for name, a in attacks.items() for of, part in a.stages]
-        whole = dict([(name, part) for name, part in parts if part.sees_gradients][:1])
-    made = {f"{name}{SUFFIX}": Transferred(attack, twin) for name, attack in whole.items()}
+    made = {
+        f"{name}{SUFFIX}": Transferred(attack, twin, attack.sample)
+        for name, attack in attacks.items()
+        if not attack.stages and attack.sees_gradients
+    }
+    if not made:
+        parts = [
+            (f"{name}, {of}{SUFFIX}", Transferred(part, twin, attack.sample))
+            for name, attack in attacks.items()
+            for of, part in attack.stages
+            if part.sees_gradients
+        ]
+        made = dict(parts[:1])
     return Suite({**attacks, **made}, suite.worst_case_attacks)
 
 

@@ -30,14 +30,32 @@ class ExecuTorch(Format):
 
     def write(self, source: Source, file: Path) -> None:
         """Lower the traced program; see `Format`."""
-        with quiet():
-            exir = _needed("executorch.exir")
-            xnnpack = _needed("executorch.backends.xnnpack.partition.xnnpack_partitioner")
         with quiet(), refusing("executorch"):
-            lowered = exir.to_edge_transform_and_lower(
-                source.trace(MOST), partitioner=[xnnpack.XnnpackPartitioner()]
-            )
-            write_whole(file, bytes(lowered.to_executorch().buffer))
+            _lower(source.trace(MOST), file)
+
+    def write_int8(self, source: Source, file: Path, images: Tensor) -> None:
+        """The same of 8-bit integers, by torchao's quantiser, per channel.
+
+        Args:
+            source: what is written.
+            file: where it goes.
+            images: training images for the ranges of activations, float32, (N, C, H, W), in [0, 1].
+
+        Raises:
+            UserError: it cannot be quantised, or a package is missing.
+        """
+        with quiet():
+            pt2e = _needed("torchao.quantization.pt2e.quantize_pt2e")
+            xnnpack = _needed("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+        quantizer = xnnpack.XNNPACKQuantizer()
+        quantizer.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
+        with quiet(), refusing("executorch --int8"), torch.no_grad():
+            prepared = pt2e.prepare_pt2e(source.trace(MOST).module(), quantizer)
+            for part in torch.split(images, MOST):
+                prepared(part)
+            converted = pt2e.convert_pt2e(prepared)
+            x, batch = torch.zeros(2, *source.shape), torch.export.Dim("batch", min=1, max=MOST)
+            _lower(torch.export.export(converted, (x,), dynamic_shapes=({0: batch},)), file)
 
     def open(self, file: Path, *, threads: int = 1) -> Answers:
         """A method of ExecuTorch's runtime; its threads are the process's. See `Format`."""
@@ -67,3 +85,11 @@ class ExecuTorch(Format):
             return answered(file, answer, x)
 
         return answers
+
+
+def _lower(program: torch.export.ExportedProgram, file: Path) -> None:
+    """Hand a program's layers to XNNPACK, and write it."""
+    exir = _needed("executorch.exir")
+    xnnpack = _needed("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    lowered = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
+    write_whole(file, bytes(lowered.to_executorch().buffer))

@@ -81,6 +81,7 @@ class Source:
         about: Mapping[str, str],
         *,
         full: bool = False,
+        multiple_of: int = 1,
     ) -> Source:
         """Of a network without the channels that nothing reads.
 
@@ -90,8 +91,10 @@ class Source:
             record: of the network in the run's configuration.
             about: what else the file says of itself.
             full: leave all channels where they are.
+            multiple_of: as many emptied channels stay as make the others such a number.
         """
-        narrowing = Narrowing({}) if full else find_narrowing(network)
+        found = find_narrowing(network, multiple_of=multiple_of)
+        narrowing = Narrowing({}) if full else found
         network = network.eval()
         return cls(network=network, narrowing=narrowing, shape=shape, record=record, about=about)
 

@@ -23,12 +23,13 @@ was trained, pruned and attacked, with what a test has found.
 
 onnx: for onnxruntime and others, any number of images (extra `export`). pt2: torch.export's
 program. safetensors: tensors, and a JSON that says how prunerob builds the narrow network.
-executorch: a program for phones, .pte (extra `executorch`). --int8 adds model.int8.onnx, of 8-bit
-integers; --sparse adds copies of the ONNX files without the zeros of pruned weights, smaller and as
-fast. FOLDER also holds the run's configuration and the network's weights, twin.safetensors, so that
-`prunerob test FOLDER/model.int8.onnx` attacks the file itself: with its own answers, and the twin's
-gradients. --test does so at once, with one float file and that of integers, and enters it into the
-card; further options are then settings of the test, as --data.test_size 500.
+executorch: a program for phones, .pte (extra `executorch`). --int8 adds model.int8.onnx (or .pte),
+of 8-bit integers; --sparse adds copies of the ONNX files without the zeros of pruned weights,
+smaller and as fast. FOLDER also holds the run's configuration and the network's weights,
+twin.safetensors, so that `prunerob test FOLDER/model.int8.onnx` attacks the file itself: with its
+own answers, and the twin's gradients. --test does so at once, with one float file and those of
+integers, and enters it into the card; further options are then settings of the test, as
+--data.test_size 500.
 
 --for robustbench or apbench adds what those leaderboards ask for.
 """
@@ -60,6 +61,12 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("--to", required=True, help="folder to make")
     parser.add_argument("--full", action="store_true", help="leave emptied channels in")
     parser.add_argument(
+        "--multiple-of",
+        type=int,
+        default=1,
+        help="leave as many in as make the others such a number: 8 may be faster (default 1)",
+    )
+    parser.add_argument(
         "--images", type=int, default=1000, help="test images to compare on (default 1000)"
     )
     parser.add_argument("--test", action="store_true", help="attack the files, as `prunerob test`")
@@ -77,9 +84,13 @@ def run(args: Sequence[str]) -> None:
         raise UserError(f"--format: {unknown[0]} is unknown; there are {', '.join(FORMATS)}")
     if not options.format:
         raise UserError("--format: the list is empty")
-    for name in ("int8", "sparse"):
-        if getattr(options, name) and "onnx" not in options.format:
-            raise UserError(f"--{name}: is a form of ONNX; name it in --format, too")
+    forms = {"onnx"} | ({"executorch"} if options.int8 == "static" else set())
+    for name, of in (("int8", forms), ("sparse", {"onnx"})):
+        if getattr(options, name) and not of & set(options.format):
+            told = " and of ".join(sorted(of, reverse=True)).replace("onnx", "ONNX")
+            raise UserError(f"--{name}: is a form of {told}; name it in --format, too")
+    if options.multiple_of < 1:
+        raise UserError(f"--multiple-of: {options.multiple_of} is below 1")
     if options.images < 1:
         raise UserError(f"--images: {options.images} is below 1")
     folder = Path(options.to)
@@ -94,6 +105,7 @@ def run(args: Sequence[str]) -> None:
         int8=options.int8,
         sparse=options.sparse,
         full=options.full,
+        multiple_of=options.multiple_of,
         images=options.images,
         leaderboard=options.board,
     )
