@@ -13,8 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunerob.artefacts.format import Answers
 
-ROUNDS = 40
-"""Times that each is asked, in turn with the others."""
+ROUNDS, IN_A_ROW, WARMING = 5, 10, 2
+"""How often each has its turn, how often it is asked then, and how many of these do not count.
+
+A library's threads go on spinning for a while after an answer, and caches are another's: so each is
+asked several times in a row.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,26 +46,27 @@ def latencies(
     threads: int = 1,
     rounds: int = ROUNDS,
 ) -> dict[str, Latency]:
-    """Ask each in turn, so that a busy moment is no one's alone.
+    """Ask them in turns, so that a busy moment is no one's alone.
 
     Args:
         answers: by name; opened for so many threads.
         shape: of an image, (C, H, W).
         images: of a batch.
         threads: that torch may use, for those that run by it.
-        rounds: how often, 2 or more.
+        rounds: turns of each.
     """
     x = torch.rand(images, *shape, generator=torch.Generator().manual_seed(0))
     times: dict[str, list[float]] = {name: [] for name in answers}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for round_ in range(rounds + 3):
+        for _ in range(rounds):
             for name, answer in answers.items():
-                start = perf_counter()
-                answer(x)
-                if round_ >= 3:  # the first ones lay out memory
-                    times[name].append(1000 * (perf_counter() - start))
+                for asked in range(WARMING + IN_A_ROW):
+                    start = perf_counter()
+                    answer(x)
+                    if asked >= WARMING:
+                        times[name].append(1000 * (perf_counter() - start))
     finally:
         torch.set_num_threads(before)
     return {
