@@ -39,7 +39,7 @@ Train, prune and attack image classifiers: what does compression do to robustnes
 commands:
   fit       train, prune at the prune epoch, fine-tune: prunerob fit --config configs/mnist_pgd.yaml
   test      attack with the whole suite: prunerob test (the newest finished run), or
-            prunerob test --ckpt_path RUN (a run's folder, a checkpoint, a .safetensors file)
+            prunerob test RUN (a run's folder, a checkpoint, a .safetensors file, an export)
   validate  accuracy on the held-out validation images: prunerob validate --ckpt_path RUN
   predict   class and probabilities per image, as CSV: prunerob predict --ckpt_path RUN
   sweep     many prunings of one configuration: prunerob sweep --config configs/mnist_pgd.yaml
