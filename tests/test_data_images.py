@@ -83,3 +83,22 @@ def test_an_attacker_of_a_sorted_data_set_gets_images_of_all_classes() -> None:
     mnist.setup("test")
     first = next(iter(mnist.attacker_dataloader())).indices
     assert first.tolist() == list(range(150)), "as in the tutorial"
+
+
+def test_a_test_can_be_of_images_that_are_held_out() -> None:
+    data = MNIST(validation_size=60, test_size=20, test_on="validation")
+    data.prepare_data()
+    data.setup("test")
+    held_out = MNIST(validation_size=60)
+    held_out.setup("fit")
+    expected = next(iter(held_out.val_dataloader()))  # type: ignore[call-overload]
+    batch = next(iter(data.test_dataloader()))
+    assert len(batch.y) == 20
+    assert torch.equal(batch.x, expected.x[batch.indices])
+    assert torch.equal(batch.y, expected.y[batch.indices])
+    sample = data.test_sample(5)
+    assert torch.equal(sample.x, expected.x[sample.indices])
+    with pytest.raises(UserError, match=r"data\.test_on: validation, but data\.validation_size 0"):
+        MNIST(validation_size=0, test_on="validation").test_sample(5)
+    with pytest.raises(UserError, match=r"data\.test_size: 100, but there are 60 images for it"):
+        MNIST(validation_size=60, test_size=100, test_on="validation").setup("test")

@@ -92,6 +92,13 @@ def test_finished_results_are_never_thrown_away(
 ) -> None:
     shutil.rmtree(started / "seed0" / "weight-0.5" / "checkpoints")
     before = times(started)
-    told = refused(capsys, *SWEEP, "--seed", "0")
+    main([*SWEEP, "--seed", "0"])  # its table is there, and nothing else is asked for
+    assert "4 of 4 runs finished" in capsys.readouterr().out
+    assert times(started) == before
+    told = refused(capsys, *SWEEP, "--seed", "0", "--model.scrutinized_images", "0")
     assert "weight-0.5 has finished, but its checkpoint is gone" in told
     assert times(started) == before
+    shutil.rmtree(started / "seed0" / "dense" / "checkpoints")
+    more = ["sweep", "--config", TINY, "--amount", "0.5,0.7", "--seed", "0"]
+    told = refused(capsys, *more)
+    assert "dense has finished, but its checkpoint is gone, and weight-0.7, seed 0 builds" in told

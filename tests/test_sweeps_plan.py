@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
-from tests.conftest import TINY, assert_equal, masks, on_one_thread, weights
+from prunerob.cli import main
+from tests.conftest import TINY, assert_equal, masks, on_one_thread, refused, weights
 
 
 def test_every_branch_grows_from_one_dense_network(sweep: Path) -> None:
@@ -53,3 +55,28 @@ def test_each_run_is_tested_with_its_own_settings(sweep: Path) -> None:
         log = (sweep / "seed0" / name / "log.txt").read_text()
         tested = log.split("$ prunerob test")[1].splitlines()[0]
         assert f"--pruning.amount 0.5 --pruning.criterion prunerob.pruning.{method}" in tested
+
+
+def test_a_sweep_begins_with_weights_that_are_there(run: Path) -> None:
+    given = str(run / "weights.safetensors")
+    args = ["sweep", "--config", TINY, "--model.weights", given, "--pruning.epoch", "0"]
+    args += ["--trainer.max_epochs", "1", "--criterion", "weight,lamp", "--amount", "0,0.5"]
+    main([*args, "--folder", "swept", "--threads", "1"])
+    runs = Path("swept") / "seed0"
+    assert sorted(p.name for p in runs.iterdir()) == ["control", "lamp-0.5", "weight-0.5"]
+    for name in ("control", "lamp-0.5"):
+        config = yaml.safe_load((runs / name / "config.yaml").read_text())
+        assert config["model"]["weights"] == given
+        assert (runs / name / "robustness.json").is_file()
+    held = weights(runs / "weight-0.5")
+    report = json.loads((runs / "weight-0.5" / "pruning.json").read_text())
+    assert report["shares"]["weights"] == pytest.approx(0.5, abs=1e-3)
+    assert sum(int((w == 0).sum()) for w in held.values()) > 0
+    main(["report", "swept"])
+
+
+def test_a_sweep_without_epochs_before_pruning_needs_weights(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = refused(capsys, "sweep", "--config", TINY, "--amount", "0.5", "--pruning.epoch", "0")
+    assert "(or 0 and model.weights, which are one)" in told

@@ -334,6 +334,7 @@ class CommandLine(LightningCLI):
         about = {"seed": model.seed, **about_machine(model.device), "suite": record}
         images = len(datamodule.test_dataloader().index)
         about |= {"test_size": datamodule.test_size, "test_images": images, "warnings": warnings}
+        about["test_on"] = datamodule.test_on
         if not self.trainer.is_global_zero:
             return
         model.journal.remove()  # all ranks have given theirs

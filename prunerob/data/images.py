@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -34,6 +34,8 @@ class ImageDataModule(LightningDataModule):
         train_size: training images to use, after the held-out ones are taken away, a stratified
             draw; null for all.
         test_size: test images to use, a stratified draw; null for all.
+        test_on: the images that `prunerob test` attacks: "test", or "validation" for those that are
+            held out; choose between settings on these, and keep the others for the end.
         predict_folder: folder of images (PNG or JPEG) for `predict`; null for the test images.
         augmentation: of training images.
         seed: of the order of training images; set from `seed_everything`.
@@ -49,6 +51,7 @@ class ImageDataModule(LightningDataModule):
     validation_size: int = 5000
     train_size: int | None = None
     test_size: int | None = None
+    test_on: Literal["test", "validation"] = "test"
     predict_folder: str | None = None
     augmentation: Augmentation = NoAugmentation()
     seed: int = 0
@@ -88,7 +91,7 @@ class ImageDataModule(LightningDataModule):
         for name, size, most in (
             ("validation_size", self.validation_size, len(train.labels) - 1),
             ("train_size", self.train_size, len(train.labels) - self.validation_size),
-            ("test_size", self.test_size, len(test.labels)),
+            ("test_size", self.test_size, len(self._tested().labels)),
         ):
             if size is not None and size > most:
                 raise UserError(f"data.{name}: {size}, but there are {most} images for it")
@@ -126,7 +129,7 @@ class ImageDataModule(LightningDataModule):
 
     def test_dataloader(self) -> Batches:
         """Test images, in their own order."""
-        test = self._images()[1]
+        test = self._tested()
         index = torch.arange(len(test.labels))
         if self.test_size is not None:
             index = stratified_order(test.labels, self.SPLIT_SEED)[: self.test_size]
@@ -134,7 +137,7 @@ class ImageDataModule(LightningDataModule):
 
     def test_batch(self, index: Tensor) -> Batch:
         """Test images by their positions, int64, (n,)."""
-        test = self._images()[1]
+        test = self._tested()
         return next(iter(Batches(test, index, size=max(1, len(index)))))
 
     def attacker_dataloader(self) -> Batches:
@@ -148,7 +151,7 @@ class ImageDataModule(LightningDataModule):
 
     def test_sample(self, size: int) -> Batch:
         """Some of the images that `test_dataloader` serves: a stratified draw of at most `size`."""
-        test = self._images()[1]
+        test = self._tested()
         index = stratified_order(test.labels, self.SPLIT_SEED)[: self.test_size][:size]
         return self.test_batch(index.sort().values)
 
@@ -186,6 +189,20 @@ class ImageDataModule(LightningDataModule):
                 check_form(images, f"{type(self).__name__}.load: the {name} images")
             self._loaded = loaded
         return self._loaded
+
+    def _tested(self) -> Images:
+        """The images that a test attacks.
+
+        Raises:
+            UserError: none are held out.
+        """
+        train, test = self._images()
+        if self.test_on == "test":
+            return test
+        if self.validation_size == 0:
+            raise UserError("data.test_on: validation, but data.validation_size 0 holds none out")
+        index = self._training_order()[: self.validation_size].to(train.labels.device)
+        return Images(train.pixels[index], train.labels[index])
 
     def _training_order(self) -> Tensor:
         return stratified_order(self._images()[0].labels, self.SPLIT_SEED)

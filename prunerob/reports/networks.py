@@ -157,6 +157,11 @@ class Result:
         columns[WORST_CASE] = [WORST_CASE]
         return columns
 
+    @property
+    def tested_on(self) -> str:
+        """Which images it was tested on: "test" or "validation"."""
+        return str(self.about.get("test_on", "test"))
+
     def is_tested_as(self, other: Result, column: str) -> bool:
         """Whether the same attacks stand behind a column of both."""
         if column == NATURAL:

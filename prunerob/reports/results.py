@@ -84,7 +84,9 @@ class Results:
         first = self.all[0]
         behind: dict[str, Result] = {}
         for result in self.all:
-            if not torch.equal(result.robustness.index, first.robustness.index):
+            if result.tested_on != first.tested_on or not torch.equal(
+                result.robustness.index, first.robustness.index
+            ):
                 raise UserError(
                     f"{first.run.folder} and {result.run.folder} were tested on different "
                     "images; test them alike"

@@ -100,9 +100,9 @@ def accuracy_note(results: Results) -> str:
     boxes_note = f" (black box: over seeds and substitutes, {_list(boxes)} images)" if boxes else ""
     held_out = {r.config["data"]["init_args"].get("validation_size") for r in results.all}
     return (
-        f"Accuracy in percent on {images:,} test images, mean ± standard deviation over seeds"
-        f"{boxes_note}. The 95 % interval of one accuracy on as many images is at most ± "
-        f"{_widest(images):.1f}.{samples_note} Last epoch: no checkpoint was chosen; "
+        f"Accuracy in percent on {images:,} {results.all[0].tested_on} images, mean ± standard "
+        f"deviation over seeds{boxes_note}. The 95 % interval of one accuracy on as many images is "
+        f"at most ± {_widest(images):.1f}.{samples_note} Last epoch: no checkpoint was chosen; "
         f"{_list(held_out)} training images are held out for validation."
     )
 

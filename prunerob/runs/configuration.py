@@ -17,6 +17,7 @@ class Resolve(Protocol):
 NOT_TRAINING = (
     "ckpt_path",
     "data.init_args.eval_batch_size",
+    "data.init_args.test_on",
     "data.init_args.test_size",
     "model.attacks",
     "model.scrutinized_images",

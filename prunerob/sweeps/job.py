@@ -72,8 +72,13 @@ class Job:
 
     @property
     def is_trained(self) -> bool:
-        """Whether its training has finished."""
+        """Whether its training has finished, and its network is there."""
         return self.run.summary.is_file() and self.run.checkpoint().is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do: its table is there, if not its checkpoints any more."""
+        return self.run.summary.is_file() and self.is_tested
 
     @property
     def seconds(self) -> float:
@@ -93,7 +98,7 @@ class Job:
     def is_tested(self) -> bool:
         """Whether its last checkpoint was put to the attacks of the configuration, as they are."""
         file = self.run.folder / "robustness.json"
-        if not file.is_file() or not self.is_trained:
+        if not file.is_file():
             return False
         try:
             record = json.loads(file.read_text())
@@ -101,17 +106,20 @@ class Job:
             suite = Suite.read(record["suite"])
         except (UserError, ValueError, KeyError, TypeError, IndexError):
             return False
-        model, size = self.plain["model"], self.plain["data"]["init_args"].get("test_size")
+        model, data = self.plain["model"], self.plain["data"]["init_args"]
         return bool(
             suite == Suite.read(model)
-            and record.get("test_size") == size
+            and record.get("test_size") == data.get("test_size")
+            and record.get("test_on", "test") == data.get("test_on", "test")
             and record.get("test_images", tested) == tested  # not a part, to see whether it runs
             and bool(record.get("scrutiny")) == bool(model["scrutinized_images"])
         )
 
     def commands(self) -> list[list[str]]:
         """What is left to run: `fit`, gone on with where it began, and `test`."""
-        commands = []
+        commands: list[list[str]] = []
+        if self.is_finished:
+            return commands
         if not self.is_trained:
             command = ["fit", *self.fit]
             if self.dense:
@@ -134,7 +142,8 @@ class Job:
         Raises:
             UserError: it was not; its results would stand under a wrong name.
         """
-        if not (self.run.config.is_file() and self.run.checkpoint().is_file()):
+        is_finished = self.run.config.is_file() and self.is_finished
+        if not (self.run.config.is_file() and self.run.checkpoint().is_file()) and not is_finished:
             if self.run.summary.is_file():
                 raise UserError(
                     f"{self.run.folder} has finished, but its checkpoint is gone; put it back, or "

@@ -11,6 +11,9 @@ for each network:
 - control-rslad, weight-rslad-0.94: fine-tuned with an objective of its own;
 - weight-0.94-scratch: with the masks of weight-0.94, from fresh weights.
 
+Where pruning.epoch is 0, model.weights are the dense network: nothing is trained before pruning,
+and there is no run called dense.
+
 There is no other record: a run is finished when its files are there.
 """
 
@@ -50,14 +53,19 @@ class Sweep:
     def jobs(self) -> list[Job]:
         """All runs, each after the one that it builds on."""
         epoch, epochs = self.plain["pruning"]["epoch"], self.plain["trainer"]["max_epochs"]
-        if not epoch or epochs is None or epochs <= epoch:
+        given = epoch == 0 and self.plain["model"]["weights"] is not None
+        if epoch is None or epochs is None or epochs <= epoch or (epoch == 0 and not given):
             raise UserError(
                 f"pruning.epoch of {self.config}: {epoch} of {epochs} epochs; a sweep needs epochs "
-                "before it, for the dense network, and after it, for fine-tuning"
+                "before it, for the dense network (or 0 and model.weights, which are one), and "
+                "after it, for fine-tuning"
             )
         jobs: list[Job] = []
         for seed in self.seeds:
-            dense = self._job(seed, "dense", [], max_epochs=epoch, prune_epoch=None)
+            dense = None
+            if not given:
+                dense = self._job(seed, "dense", [], max_epochs=epoch, prune_epoch=None)
+                jobs.append(dense)
             pruned = {}
             for branch in self.branches:
                 if not branch.scratch:
@@ -70,7 +78,7 @@ class Sweep:
                         branch=branch,
                         after=dense,
                     )
-            jobs += [dense, *pruned.values()]
+            jobs += pruned.values()
             for branch in self.branches:
                 if branch.scratch:
                     source = pruned[branch.name.removesuffix("-scratch")]

@@ -41,6 +41,12 @@ def run_jobs(jobs: Sequence[Job], executor: Executor) -> dict[Job, str]:
                 raise UserError(f"another sweep is running in {folder}") from None
         for job in jobs:
             job.check()
+            base = job.after
+            if base and base.is_finished and not base.is_trained and job.commands():
+                raise UserError(
+                    f"{base.run.folder} has finished, but its checkpoint is gone, and {job.name} "
+                    "builds on it; put it back, or remove the folder to train it again"
+                )
         return _run_jobs(jobs, executor)
 
 
