@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import onnxruntime
 
+if len(sys.argv) != 2:
+    sys.exit("usage: python deploy.py FOLDER/model.onnx")
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 (images,) = session.get_inputs()
 channels, height, width = images.shape[1:]

@@ -24,6 +24,7 @@ from prunerob.artefacts.attacked import (
     load_artefact,
     with_transferred,
 )
+from prunerob.artefacts.card import note_test
 from prunerob.artefacts.executorch import ExecuTorch
 from prunerob.artefacts.export import Request, export
 from prunerob.artefacts.formats import format_of
@@ -214,8 +215,25 @@ def test_what_ends_its_reader_is_told_in_a_line(
     with monkeypatch.context() as patched:
         program = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
         patched.setattr("prunerob.artefacts.trial.PROGRAM", program)
-        with pytest.raises(UserError, match="is damaged: its reader ended with status -11"):
+        with pytest.raises(UserError, match=r"damaged, or asks for .* ended with status -11"):
             try_out(file, (1, 28, 28))
+
+
+def test_what_asks_for_more_memory_than_its_share_is_told(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load(str(exported / "model.onnx"))
+    size = onnx.numpy_helper.from_array(torch.tensor([2**34, 10]).numpy(), "size")
+    model.graph.initializer.append(size)
+    huge = onnx.helper.make_node("Expand", ["logits", "size"], ["huge"])
+    mean = onnx.helper.make_node("ReduceMax", ["huge"], ["more"], keepdims=1)
+    model.graph.node.extend([huge, mean])
+    model.graph.output[0].name = "more"
+    file = tmp_path / "model.onnx"
+    onnx.save(model, str(file))
+    monkeypatch.setattr("prunerob.artefacts.trial.MEMORY", 3 << 30)
+    with pytest.raises(UserError, match=r"takes no images|asks for too much memory"):
+        try_out(file, (1, 28, 28))
 
 
 def test_damaged_programs_for_phones_are_told(exported: Path, tmp_path: Path) -> None:
@@ -224,7 +242,7 @@ def test_damaged_programs_for_phones_are_told(exported: Path, tmp_path: Path) ->
         file = tmp_path / "model.pte"
         file.write_bytes(content)
         with pytest.raises(UserError, match="is no ExecuTorch program that runs here"):
-            ExecuTorch().open(file)
+            ExecuTorch().open(file, network=MnistCNN())
 
 
 def test_weights_are_no_artefacts(exported: Path) -> None:
@@ -240,3 +258,40 @@ def test_a_network_without_channels_to_narrow_is_its_own(digits: tuple[Tensor, T
     assert network.channels() == {}
     assert isinstance(network.twin, nn.Module)
     assert torch.equal(network(digits[0][:3]), twin(digits[0][:3]))
+
+
+def test_a_json_beside_tensors_imports_nothing(exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    shutil.copytree(exported, folder)
+    place = folder / "model.json"
+    record = json.loads(place.read_text())
+    settings = {"command": f"touch {tmp_path / 'trap'}"}
+    record["network"] = {"class_path": "os.system", "init_args": settings}
+    place.write_text(json.dumps(record))
+    data = MNIST(test_size=10)
+    assert load_artefact(folder / "model.safetensors", MnistCNN(), Suite(), data) is not None
+    assert not (tmp_path / "trap").exists()
+    place.write_text('{"kept": {"conv1.weight": 3}}')
+    with pytest.raises(UserError, match=r"model\.json does not fit .*model\.safetensors"):
+        load_artefact(folder / "model.safetensors", MnistCNN(), Suite(), data)
+
+
+def test_a_first_try_imports_nothing_from_the_working_directory(exported: Path) -> None:
+    Path("onnxruntime.py").write_text("from pathlib import Path; Path('trap').touch()")
+    try_out(exported / "model.onnx", (1, 28, 28))
+    assert not Path("trap").exists()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{}", '{"files": 3}', '{"files": {"m": 1}}'])
+def test_a_damaged_card_stops_nothing(
+    content: str, exported: Path, tmp_path: Path, digits: tuple[Tensor, Tensor]
+) -> None:
+    folder = tmp_path / "net"
+    shutil.copytree(exported, folder)
+    (folder / "MODEL_CARD.json").write_text(content)
+    loaded = load_artefact(folder / "model.pt2", MnistCNN(), Suite(), MNIST(test_size=10))
+    assert loaded is not None
+    result = folder / "model_robustness.json"
+    result.write_text(json.dumps({"rows": [], "suite": {"attacks": {}}}))
+    note_test(folder / "model.pt2", result)
+    assert (folder / "MODEL_CARD.json").read_text() == content

@@ -69,7 +69,7 @@ def test_a_file_answers_as_the_network_in_any_number_of_images(
     )
     file = tmp_path / f"model{FORMATS[form].suffix}"
     FORMATS[form].write(made, file)
-    answers = FORMATS[form].open(file)
+    answers = FORMATS[form].open(file, network=made.network)
     for images in (1, 2, 7):
         agreement = compare(made.network, answers, torch.rand(images, *made.shape), batch_size=5)
         assert agreement.holds, agreement
@@ -97,7 +97,9 @@ def test_a_network_of_torchvision_is_exported_narrow(tmp_path: Path) -> None:
     for form in ("onnx", "pt2"):
         file = tmp_path / f"model{FORMATS[form].suffix}"
         FORMATS[form].write(made, file)
-        agreement = compare(made.network, FORMATS[form].open(file), torch.rand(6, 3, 64, 64))
+        agreement = compare(
+            made.network, FORMATS[form].open(file, network=made.network), torch.rand(6, 3, 64, 64)
+        )
         assert agreement.holds, agreement
 
 
@@ -162,7 +164,7 @@ def test_a_file_is_attacked_with_its_own_answers_and_its_twin_s_gradients(
 ) -> None:
     x, y = digits[0][:40], digits[1][:40]
     twin = prunerob.load(ROOT / "zoo" / "mnist_pgd_filter-0.75")
-    answers = Onnx().open(exported / "model.int8.onnx")
+    answers = Onnx().open(exported / "model.int8.onnx", network=MnistCNN())
     network = ArtefactNetwork(twin, answers).eval()
     assert torch.equal(network(x), answers(x))
     assert not torch.equal(network(x), twin(x))
@@ -180,7 +182,7 @@ def test_a_file_is_attacked_with_its_own_answers_and_its_twin_s_gradients(
 def test_integers_attacked_without_the_twin_raise_an_alarm(
     exported: Path, digits: tuple[Tensor, Tensor]
 ) -> None:
-    answers = Onnx().open(exported / "model.int8.onnx")
+    answers = Onnx().open(exported / "model.int8.onnx", network=MnistCNN())
 
     class Bare(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -209,7 +211,7 @@ def test_the_command_tests_a_file(exported: Path) -> None:
     assert card["attacked"]["model.int8.onnx"]["rows"][1]["accuracy"] == rows["PGD"]["accuracy"]
     assert "| model.int8.onnx | PGD |" in (exported / "MODEL_CARD.md").read_text()
     test = MNIST(test_size=100).test_sample(100)
-    right = Onnx().open(file)(test.x).argmax(1) == test.y
+    right = Onnx().open(file, network=MnistCNN())(test.x).argmax(1) == test.y
     assert rows["clean"]["correct"] == int(right.sum())
     for made in exported.glob("model.int8_robustness*"):
         made.unlink()
@@ -226,7 +228,7 @@ def test_integers_take_a_fourth_of_the_bytes(
         < (0.6 if mode == "static" else 1.1) * (exported / "model.onnx").stat().st_size
     )
     network = prunerob.load(ROOT / "zoo" / "mnist_pgd_filter-0.75")
-    agreement = compare(network, Onnx().open(made), digits[0][:100])
+    agreement = compare(network, Onnx().open(made, network=MnistCNN()), digits[0][:100])
     assert agreement.same >= 90
 
 
@@ -254,6 +256,9 @@ def test_a_difference_leaves_nothing(
         (["--format", "pt2", "--int8", "static"], "--int8: is a form of ONNX and of executorch"),
         (["--format", "executorch", "--int8", "dynamic"], "--int8: is a form of ONNX; name it"),
         (["--multiple-of", "0"], "--multiple-of: 0 is below 1"),
+        (["--multiple-of", "8", "--full"], "--multiple-of: --full leaves all channels in"),
+        (["--test", "--ckpt_path", "x"], "--ckpt_path: --test attacks the files that are exported"),
+        (["--test", "--formt", "pt2"], "formt"),
         (["--images", "0"], "--images: 0 is below 1"),
         (["--to", ""], "--to: an empty name is no folder"),
         (["--to", "."], "--to: . is there already"),
@@ -286,12 +291,12 @@ def test_files_that_are_none_of_ours_are_told_in_a_line(
     for content in (b"", b"no model", good[: len(good) // 2]):
         file.write_bytes(content)
         with pytest.raises(UserError, match="is no ONNX file that runs here"):
-            Onnx().open(file)
+            Onnx().open(file, network=MnistCNN())
     told = refused(capsys, "test", "--ckpt_path", str(file))
     assert told.startswith(f"prunerob: error: {file} is no ONNX file that runs here")
     file.write_bytes(good)
     with pytest.raises(UserError, match=r"takes no images \(2, 3, 32, 32\)"):
-        Onnx().open(file)(torch.rand(2, 3, 32, 32))
+        Onnx().open(file, network=MnistCNN())(torch.rand(2, 3, 32, 32))
     (tmp_path / "twin.safetensors").unlink()
     told = refused(capsys, "test", "--ckpt_path", str(file))
     assert "has no twin.safetensors beside it" in told
@@ -327,3 +332,47 @@ def test_a_script_classifies_without_torch(exported: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "class" in done.stdout
+
+
+def test_what_lies_beside_an_export_stays(tmp_path: Path) -> None:
+    beside = tmp_path / "net.unfinished"
+    beside.mkdir()
+    (beside / "thesis.txt").write_text("mine")
+    place = str(ROOT / "zoo" / "mnist_pgd_filter-0.75")
+    with pytest.raises(SystemExit):
+        main(["export", f"{place}-nosuch", "--to", str(tmp_path / "net")])
+    to = str(tmp_path / "net")
+    main(["export", place, "--format", "safetensors", "--images", "20", "--to", to])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["net", "net.unfinished"]
+    assert (beside / "thesis.txt").read_text() == "mine"
+
+
+def test_an_exported_folder_names_its_files(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, "test", str(exported))
+    assert "is an export: name one of its files, model.int8.onnx, " in told
+
+
+def test_a_configuration_that_lacks_parts_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo = ROOT / "zoo" / "mnist_pgd_filter-0.75.safetensors"
+    (tmp_path / "a.safetensors").write_bytes(zoo.read_bytes())
+    network = "{class_path: prunerob.networks.MnistCNN}"
+    for text, what in (
+        (f"model: {{network: {network}}}\ndata: {{}}\n", "lacks pruning, trainer"),
+        (
+            f"model: {{network: {network}}}\ndata: {{class_path: pathlib.Path}}\n"
+            "pruning: {}\ntrainer: {}\n",
+            "data are of no class of images",
+        ),
+        (
+            f"model: {{network: {network}}}\ndata: {{class_path: no.such}}\n"
+            "pruning: {}\ntrainer: {}\n",
+            "data cannot be made",
+        ),
+    ):
+        (tmp_path / "a.yaml").write_text(text)
+        told = refused(capsys, "export", str(tmp_path / "a.safetensors"), "--to", "new")
+        assert what in told

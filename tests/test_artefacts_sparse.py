@@ -68,7 +68,9 @@ def test_a_file_without_zeros_answers_the_same_bits_with_the_same_operators(tmp_
     leave_out_zeros(file, sparse)
     assert sparse.stat().st_size < 0.2 * file.stat().st_size
     x = torch.rand(9, 1, 28, 28)
-    assert torch.equal(Onnx().open(sparse)(x), Onnx().open(file)(x))
+    assert torch.equal(
+        Onnx().open(sparse, network=MnistCNN())(x), Onnx().open(file, network=MnistCNN())(x)
+    )
     operators = []
     for place in (file, sparse):
         options = onnxruntime.SessionOptions()

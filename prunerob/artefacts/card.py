@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 
 from prunerob import __version__
 from prunerob.artefacts.agreement import Agreement
 from prunerob.artefacts.attacked import CARD
-from prunerob.artefacts.format import Source
+from prunerob.artefacts.format import Source, sha256
 from prunerob.artefacts.speed import Latency, flops
 from prunerob.runs.folder import write_whole
 from prunerob.runs.weights import Weights
@@ -68,14 +68,14 @@ def make_card(
         "files": {
             file.name: {
                 "bytes": file.stat().st_size,
-                "sha256": _sha256(file),
+                "sha256": sha256(file),
                 "agreement": str(agreement),
             }
             for file, agreement in agreements.items()
         },
         "milliseconds": {name: [asdict(one) for one in of_it] for name, of_it in speed.items()},
         "hardware": processor(),
-        "weights": {"file": weights.file.name, "sha256": _sha256(weights.file)},
+        "weights": {"file": weights.file.name, "sha256": sha256(weights.file)},
         "prunerob": __version__,
         "command": command,
     }
@@ -110,10 +110,17 @@ def _read_test(file: Path) -> dict[str, Any] | None:
             }
             for row in about["rows"]
         ]
-        attacks = about["suite"]["attacks"]
-    except (OSError, KeyError, TypeError, ValueError, IndexError):
+        attacks = {
+            str(name): {
+                "class_path": str(attack["class_path"]),
+                "init_args": dict(attack.get("init_args") or {}),
+            }
+            for name, attack in about["suite"]["attacks"].items()
+        }
+        warnings = [str(warning) for warning in about.get("warnings", [])]
+    except Exception:  # a damaged file can fail in any way
         return None
-    return {"rows": rows, "attacks": attacks, "warnings": about.get("warnings", [])}
+    return {"rows": rows, "attacks": attacks, "warnings": warnings}
 
 
 def note_test(file: Path, result: Path) -> None:
@@ -129,23 +136,21 @@ def note_test(file: Path, result: Path) -> None:
         if file.name in card["files"] and (found := _read_test(result)):
             card["attacked"][file.name] = found
             write_card(card, place.parent)
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return  # none, or one of another program's
+    except FileNotFoundError:
+        return
+    except Exception as error:  # a stranger's card may fail in any way, and is no reason to stop
+        rank_zero_warn(f"{place} is damaged, so the test is not entered into it ({error!r:.100})")
 
 
 def write_card(card: Mapping[str, Any], folder: Path) -> None:
     """Write MODEL_CARD.json and .md into a folder."""
-    write_whole(folder / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    write_whole((folder / CARD).with_suffix(".md"), to_markdown(card))
+    texts = to_markdown(card), json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+    for suffix, text in zip((".md", ".json"), texts, strict=True):
+        write_whole((folder / CARD).with_suffix(suffix), text)
 
 
 def _count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def to_markdown(card: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunerob.artefacts.format import Answers, Format, Source, answered, needed, quiet, refusing
 from prunerob.errors import UserError, first_line
@@ -26,7 +26,6 @@ class ExecuTorch(Format):
     """ExecuTorch's program, its layers handed to XNNPACK."""
 
     suffix = ".pte"
-    is_native = True
 
     def write(self, source: Source, file: Path) -> None:
         """Lower the traced program; see `Format`."""
@@ -57,7 +56,7 @@ class ExecuTorch(Format):
             x, batch = torch.zeros(2, *source.shape), torch.export.Dim("batch", min=1, max=MOST)
             _lower(torch.export.export(converted, (x,), dynamic_shapes=({0: batch},)), file)
 
-    def open(self, file: Path, *, threads: int = 1) -> Answers:
+    def open(self, file: Path, *, network: nn.Module, threads: int = 1) -> Answers:
         """A method of ExecuTorch's runtime; its threads are the process's. See `Format`."""
         with quiet():
             runtime = _needed("executorch.runtime")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,8 +21,8 @@ from prunerob.artefacts.agreement import Agreement, compare
 from prunerob.artefacts.attacked import TWIN
 from prunerob.artefacts.card import make_card, tested, write_card
 from prunerob.artefacts.executorch import ExecuTorch
-from prunerob.artefacts.format import Source
-from prunerob.artefacts.formats import FORMATS
+from prunerob.artefacts.format import Source, sha256
+from prunerob.artefacts.formats import FORMATS, FORMATS_BY_SUFFIX
 from prunerob.artefacts.leaderboards import LEADERBOARDS, Entry
 from prunerob.artefacts.quantize import CALIBRATION, quantize
 from prunerob.artefacts.sparse import leave_out_zeros
@@ -33,7 +34,7 @@ from prunerob.runs.configuration import instantiate
 from prunerob.runs.folder import check_writable, write_whole
 from prunerob.runs.loading import load
 from prunerob.runs.plain import read_yaml
-from prunerob.runs.weights import find_weights
+from prunerob.runs.weights import Weights, find_weights
 
 LEAST_INT8 = 0.9
 """Share of images that integers must put into the same class as the network does."""
@@ -87,13 +88,26 @@ class Exported:
             UserError: it does not.
         """
         file = self.folder / name
-        form = next(form for form in FORMATS.values() if form.suffix == file.suffix)
-        agreement = compare(self.network, form.open(file), self.x)
+        form = FORMATS_BY_SUFFIX[file.suffix]
+        agreement = compare(self.network, form.open(file, network=self.network), self.x)
         holds = agreement.holds if least is None else agreement.same >= least * agreement.images
         if not holds:
             raise UserError(f"{told}: {name} does not answer as the network: {agreement}")
         sys.stdout.write(f"{name}: {file.stat().st_size:,} bytes, {agreement}\n")
         self.agreements[file] = agreement
+
+
+def find_trained(place: str) -> Weights:
+    """The weights that are meant; those of the zoo need no ending.
+
+    Args:
+        place: a run's folder, a checkpoint, or weights with their configuration beside them.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    bare = Path(f"{place}.safetensors")
+    return find_weights(str(bare) if bare.is_file() else place)
 
 
 def export(place: str, request: Request, folder: Path, command: str) -> dict[str, Any]:
@@ -111,15 +125,18 @@ def export(place: str, request: Request, folder: Path, command: str) -> dict[str
     Raises:
         UserError: a file does not answer as the network, or something cannot be had.
     """
-    bare = Path(f"{place}.safetensors")
-    weights = find_weights(str(bare) if bare.is_file() else place)
+    weights = find_trained(place)
     network = load(str(weights.file))
     configuration = cast(Path, weights.config)  # load refuses its lack
     config: Any = read_yaml(configuration)
+    if missing := {"data", "model", "pruning", "trainer"} - config.keys():
+        raise UserError(f"{configuration}: lacks {', '.join(sorted(missing))}; it is of no run")
     try:
-        data: ImageDataModule = instantiate(config["data"])
-    except (KeyError, TypeError, ValueError) as error:
+        data = instantiate(config["data"])
+    except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
         raise UserError(f"{configuration}: data cannot be made ({error})") from None
+    if not isinstance(data, ImageDataModule):
+        raise UserError(f"{configuration}: data are of no class of images")
     data.prepare_data()
     data.setup("test")
     x = data.test_sample(request.images).x
@@ -129,6 +146,12 @@ def export(place: str, request: Request, folder: Path, command: str) -> dict[str
         *(network, x.shape[1:], record, about), full=request.full, multiple_of=request.multiple_of
     )
     check_writable(folder)
+    if request.leaderboard:
+        inner = folder / request.leaderboard
+        inner.mkdir()
+        entry = Entry.of(network, config, tested(weights))
+        for line in LEADERBOARDS[request.leaderboard].write(entry, inner):
+            sys.stdout.write(f"{request.leaderboard}, still to do: {line}\n")
     exported = Exported(network, x, folder)
     for name in request.formats:
         file = folder / f"model{FORMATS[name].suffix}"
@@ -148,13 +171,6 @@ def export(place: str, request: Request, folder: Path, command: str) -> dict[str
                 sparse = name.replace(".onnx", ".sparse.onnx")
                 leave_out_zeros(folder / name, folder / sparse)
                 exported.check(sparse, "--sparse", least=least)
-    found = tested(weights)
-    if request.leaderboard:
-        inner = folder / request.leaderboard
-        inner.mkdir()
-        entry = Entry.of(network, config, found)
-        for line in LEADERBOARDS[request.leaderboard].write(entry, inner):
-            sys.stdout.write(f"{request.leaderboard}, still to do: {line}\n")
     write_whole(folder / TWIN, save(dict(network.state_dict()), metadata=about))
     write_whole(folder / "config.yaml", configuration.read_bytes())
     speed = _speed(exported, source)
@@ -171,15 +187,13 @@ def _about(network: nn.Module, file: Path, x: Tensor) -> dict[str, str]:
         zeros.update((parameter != 0).numpy().tobytes())
     with torch.no_grad():
         classes = network(x[:1]).shape[1]
-    with file.open("rb") as opened:
-        weights = hashlib.file_digest(opened, "sha256").hexdigest()
     return {
         "producer": f"prunerob {__version__}",
         "input": f"images, float32, (B, {', '.join(map(str, x.shape[1:]))}), pixels in [0, 1]",
         "output": f"logits, float32, (B, {classes})",
         "normalisation": "inside",
         "classes": str(classes),
-        "weights_sha256": weights,
+        "weights_sha256": sha256(file),
         "masks_sha256": zeros.hexdigest(),
     }
 
@@ -194,25 +208,24 @@ def _calibration(data: ImageDataModule) -> Tensor:
 def _speed(exported: Exported, source: Source) -> dict[str, list[Latency]]:
     """How fast each file answers, on one thread and on all; and an ONNX file of all channels."""
     files = {file.name: file for file in exported.agreements}
-    full = exported.folder / "full.onnx"
-    if "model.onnx" in files and source.narrowing.kept:
-        FORMATS["onnx"].write(replace(source, narrowing=Narrowing({})), full)
-        files = {WIDE: full, **files}
-    measured: dict[str, list[Latency]] = {name: [] for name in files}
+    measured: dict[str, list[Latency]] = {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    for threads in sorted({1, cores or 1}):
-        opened = {
-            name: next(f for f in FORMATS.values() if f.suffix == file.suffix).open(
-                file, threads=threads
-            )
-            for name, file in files.items()
-        }
-        for images in BATCHES:
-            for name, latency in latencies(
-                opened, source.shape, images=images, threads=threads
-            ).items():
-                measured[name].append(latency)
-    full.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        if "model.onnx" in files and source.narrowing.kept:
+            full = Path(place) / "full.onnx"
+            FORMATS["onnx"].write(replace(source, narrowing=Narrowing({})), full)
+            files = {WIDE: full, **files}
+        for threads in sorted({1, cores or 1}):
+            opened = {
+                name: FORMATS_BY_SUFFIX[file.suffix].open(
+                    file, network=exported.network, threads=threads
+                )
+                for name, file in files.items()
+            }
+            for images in BATCHES:
+                found = latencies(opened, source.shape, images=images, threads=threads)
+                for name, latency in found.items():
+                    measured.setdefault(name, []).append(latency)
     return measured
 
 

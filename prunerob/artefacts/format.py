@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
 from abc import ABC, abstractmethod
@@ -104,8 +105,6 @@ class Format(ABC):
 
     suffix: ClassVar[str]
     """How its files end."""
-    is_native: ClassVar[bool] = False
-    """Whether a library of C++ reads it, which a damaged file may bring down with all else."""
 
     @abstractmethod
     def write(self, source: Source, file: Path) -> None:
@@ -116,11 +115,12 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def open(self, file: Path, *, threads: int = 1) -> Answers:
-        """What answers from the file alone; opening it runs nothing of the file's own.
+    def open(self, file: Path, *, network: nn.Module, threads: int = 1) -> Answers:
+        """What answers from the file; opening it runs nothing of the file's own.
 
         Args:
             file: of this format, anyone's.
+            network: in its full shape; what gives a format of tensors alone its layers.
             threads: of the CPU, where the format runs by a library with threads of its own.
 
         Raises:
@@ -138,6 +138,12 @@ class _Named(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
         return logits
+
+
+def sha256(file: Path) -> str:
+    """Checksum of a file, in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def needed(package: str, form: str = "onnx", extra: str = "export") -> Any:

@@ -17,6 +17,7 @@ FORMATS: Mapping[str, Format] = {
     "safetensors": Safetensors(),
     "executorch": ExecuTorch(),
 }
+FORMATS_BY_SUFFIX = {form.suffix: form for form in FORMATS.values()}
 
 
 def format_of(file: Path) -> Format | None:
@@ -27,4 +28,4 @@ def format_of(file: Path) -> Format | None:
     """
     if file.suffix == ".safetensors" and not file.with_suffix(".json").is_file():
         return None
-    return next((form for form in FORMATS.values() if form.suffix == file.suffix), None)
+    return FORMATS_BY_SUFFIX.get(file.suffix)

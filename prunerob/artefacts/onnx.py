@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunerob.artefacts.format import (
     INPUT,
@@ -25,7 +25,6 @@ class Onnx(Format):
     """ONNX, by torch's exporter; answered by onnxruntime."""
 
     suffix = ".onnx"
-    is_native = True
 
     def write(self, source: Source, file: Path) -> None:
         """Write it with named input and output and any number of images; see `Format`."""
@@ -45,7 +44,7 @@ class Onnx(Format):
             program.model.metadata_props.update(source.about)
             program.save(str(file))
 
-    def open(self, file: Path, *, threads: int = 1) -> Answers:
+    def open(self, file: Path, *, network: nn.Module, threads: int = 1) -> Answers:
         """A session of onnxruntime; see `Format`."""
         runtime = needed("onnxruntime")
         options = runtime.SessionOptions()

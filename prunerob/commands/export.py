@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,11 +76,18 @@ def run(args: Sequence[str]) -> None:
         "--for", dest="board", choices=("robustbench", "apbench"), help="add what it asks for"
     )
     options, settings = parser.parse_known_args(list(args)[1:])
-    if settings and not options.test:
-        raise UserError(f"{settings[0]} is no option of export; settings go with --test alone")
+    for word in settings:
+        key = word.removeprefix("--").partition("=")[0]
+        if not options.test and word.startswith("-"):
+            raise UserError(f"{word} is no option of export; settings go with --test alone")
+        if word.startswith("-") and key in ("ckpt_path", "config", "-c", "curve", "model.weights"):
+            raise UserError(f"{word}: --test attacks the files that are exported, as they were run")
+    if options.full and options.multiple_of > 1:
+        raise UserError("--multiple-of: --full leaves all channels in; name one of the two")
 
-    from prunerob.artefacts.export import Request, export
+    from prunerob.artefacts.export import Request, export, find_trained
     from prunerob.artefacts.formats import FORMATS
+    from prunerob.runs.folder import check_writable
 
     if unknown := [name for name in options.format if name not in FORMATS]:
         raise UserError(f"--format: {unknown[0]} is unknown; there are {', '.join(FORMATS)}")
@@ -98,10 +107,16 @@ def run(args: Sequence[str]) -> None:
         raise UserError("--to: an empty name is no folder")
     if folder.exists():
         raise UserError(f"--to: {folder} is there already; name a new folder")
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    if settings:
+        from prunerob.commands.reading import resolve
+
+        if config := find_trained(options.weights).config:
+            resolve(["--config", str(config), *settings])  # before anything is made
+    check_writable(folder.parent)
+    # Of this export alone, whatever else lies or goes on there.
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
     request = Request(
-        formats=options.format,
+        formats=list(dict.fromkeys(options.format)),
         int8=options.int8,
         sparse=options.sparse,
         full=options.full,
@@ -111,6 +126,7 @@ def run(args: Sequence[str]) -> None:
     )
     try:
         card = export(options.weights, request, unfinished, "prunerob " + shlex.join(args))
+        unfinished.chmod(0o777 & ~_umask())
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -124,3 +140,10 @@ def run(args: Sequence[str]) -> None:
             attack(["test", "--ckpt_path", str(folder / file), *settings])
     elif not card["attacked"]:
         sys.stdout.write(f"Not attacked yet: prunerob test {folder / to_attack[-1]}\n")
+
+
+def _umask() -> int:
+    """What the process keeps from others in the files that it makes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -346,9 +346,9 @@ class CommandLine(LightningCLI):
             )
             return
         files = write(model.robustness, weights, about)
-        note_test(weights.file, files[-1])
         log_robustness(self.trainer, model.test_name, model.robustness, config)
         show(model.robustness, weights, warnings, suite)
+        note_test(weights.file, files[-1])
         rank_zero_info("Written: " + ", ".join(str(file) for file in files))
 
     def _draw_curve(self, model: Classifier, data: ImageDataModule, weights: Weights) -> None:

@@ -96,6 +96,9 @@ def find_weights(place: str | None, config: str | None = None) -> Weights:
 def _of_run(run: Run, name: str, origin: str) -> Weights:
     file = run.checkpoint(name)
     if not file.is_file():
+        if exported := sorted(f.name for f in run.folder.glob("model.*") if f.suffix != ".json"):
+            told = f"{run.folder} is an export: name one of its files, {', '.join(exported)}"
+            raise UserError(f"ckpt_path: {told}")
         kept = ", ".join(c for c in CHECKPOINTS if run.checkpoint(c).is_file())
         why = f"its checkpoints are {kept}" if kept else "no epoch of it has finished"
         why = why if run.config.is_file() else "it is no run of prunerob fit"
