@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -295,3 +296,22 @@ def test_a_damaged_card_stops_nothing(
     result.write_text(json.dumps({"rows": [], "suite": {"attacks": {}}}))
     note_test(folder / "model.pt2", result)
     assert (folder / "MODEL_CARD.json").read_text() == content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.pte"])
+def test_damaged_bytes_end_nothing(name: str, exported: Path, tmp_path: Path) -> None:
+    good, file = (exported / name).read_bytes(), tmp_path / name
+    for seed in range(12):
+        draw = random.Random(seed)
+        content = bytearray(good[: draw.randrange(len(good))] if seed % 3 == 0 else good)
+        for _ in range(8 if seed % 3 else 0):
+            within = 6000 if seed % 3 == 1 else len(content)
+            content[draw.randrange(min(within, len(content)))] = draw.randrange(256)
+        file.write_bytes(content)
+        told = ""
+        try:
+            try_out(file, (1, 28, 28))
+        except UserError as error:
+            told = str(error)
+        assert "\n" not in told
