@@ -143,6 +143,7 @@ def test_one_command_makes_files_and_a_card(exported: Path) -> None:
     assert narrow < dense
     text = (exported / "MODEL_CARD.md").read_text()
     assert "| the network | worst case | " in text
+    assert "come from 512 training images" in text
     for file in exported.iterdir():
         if not file.name.startswith("MODEL_CARD"):  # whose command says what was asked
             assert str(ROOT).encode() not in file.read_bytes(), file

@@ -15,6 +15,7 @@ from prunerob import __version__
 from prunerob.artefacts.agreement import Agreement
 from prunerob.artefacts.attacked import CARD
 from prunerob.artefacts.format import Source, sha256
+from prunerob.artefacts.quantize import CALIBRATION
 from prunerob.artefacts.speed import Latency, flops
 from prunerob.runs.folder import write_whole
 from prunerob.runs.weights import Weights
@@ -183,6 +184,7 @@ def to_markdown(card: Mapping[str, Any]) -> str:
         "|---|---|---|",
         *(f"| {n} | {f['bytes']:,} | {f['agreement']} |" for n, f in card["files"].items()),
         "",
+        *_integers(card["files"]),
         "## Speed",
         "",
         f"On {card['hardware'].partition(',')[0]}, in turn:",
@@ -203,6 +205,17 @@ def to_markdown(card: Mapping[str, Any]) -> str:
         f"    {card['command']}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _integers(files: Mapping[str, Any]) -> list[str]:
+    """How files of integers were made, if there are any."""
+    if not any(".int8." in name for name in files):
+        return []
+    return [
+        "Integers have 8 bits, with a scale for each channel of weights; ranges of activations, "
+        f"where they are fixed, come from {CALIBRATION} training images.",
+        "",
+    ]
 
 
 def _accuracy(attacked: Mapping[str, Mapping[str, Any]]) -> list[str]:
