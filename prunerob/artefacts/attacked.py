@@ -157,30 +157,21 @@ def _gradient(attack: Attack) -> str:
 
 
 def with_transferred(suite: Suite, twin: nn.Module) -> Suite:
-    """A suite that also tries the float network's examples.
+    """A suite that also tries the float network's examples, of each attack that follows gradients.
 
-    Of each attack in one part that follows gradients; where there is none, of the first such part
-    of an attack in several: AutoAttack's suite against two networks would cost twice as much.
+    AutoAttack's, too, though that doubles its cost: integers round away what its last part, which
+    asks for answers alone, would find on the file, and examples of the float network get through.
 
     Args:
         suite: of the configuration.
         twin: the float network, in evaluation mode.
     """
-    attacks = dict(suite.attacks)
     made = {
         f"{name}{SUFFIX}": Transferred(attack, twin, attack.sample)
-        for name, attack in attacks.items()
-        if not attack.stages and attack.sees_gradients
+        for name, attack in suite.attacks.items()
+        if any(part.sees_gradients for part in _parts(attack))
     }
-    if not made:
-        parts = [
-            (f"{name}, {of}{SUFFIX}", Transferred(part, twin, attack.sample))
-            for name, attack in attacks.items()
-            for of, part in attack.stages
-            if part.sees_gradients
-        ]
-        made = dict(parts[:1])
-    return Suite({**attacks, **made}, suite.worst_case_attacks)
+    return Suite({**suite.attacks, **made}, suite.worst_case_attacks)
 
 
 def load_artefact(
