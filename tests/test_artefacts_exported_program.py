@@ -126,6 +126,11 @@ def size(model: dict[str, Any]) -> None:
     sizes[0]["as_expr"]["expr_str"] = "__import__('os').getcwd()"
 
 
+def subgraph(model: dict[str, Any]) -> None:
+    node = model["graph_module"]["graph"]["nodes"][0]
+    node["inputs"][0]["arg"] = {"as_graph": {"name": "inner", "graph": {}}}
+
+
 def name(model: dict[str, Any]) -> None:
     model["graph_module"]["graph"]["nodes"][0]["name"] = "a; import os"
 
@@ -141,6 +146,7 @@ def name(model: dict[str, Any]) -> None:
         (operator("torch.ops.prims.x.y"), "the operator 'torch.ops.prims"),
         (in_graph(size), 'the text "__import__'),
         (in_graph(name), "the text 'a; import os'"),
+        (in_graph(subgraph), "the argument 'as_graph'"),
         (operator("torch.ops.aten._sparse_coo_tensor_unsafe.default"), "the operator"),
         (operator("torch.ops.aten.zero_.default"), "the operator"),
         (operator("torch.ops.aten.set_grad_enabled.default"), "the operator"),

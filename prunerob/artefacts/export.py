@@ -32,9 +32,8 @@ from prunerob.errors import UserError
 from prunerob.networks.narrow import Narrowing
 from prunerob.runs.configuration import instantiate
 from prunerob.runs.folder import check_writable, write_whole
-from prunerob.runs.loading import load
+from prunerob.runs.loading import find_trained, load
 from prunerob.runs.plain import read_yaml
-from prunerob.runs.weights import Weights, find_weights
 
 LEAST_INT8 = 0.9
 """Share of images that integers must put into the same class as the network does."""
@@ -95,19 +94,6 @@ class Exported:
             raise UserError(f"{told}: {name} does not answer as the network: {agreement}")
         sys.stdout.write(f"{name}: {file.stat().st_size:,} bytes, {agreement}\n")
         self.agreements[file] = agreement
-
-
-def find_trained(place: str) -> Weights:
-    """The weights that are meant; those of the zoo need no ending.
-
-    Args:
-        place: a run's folder, a checkpoint, or weights with their configuration beside them.
-
-    Raises:
-        UserError: nothing is there.
-    """
-    bare = Path(f"{place}.safetensors")
-    return find_weights(str(bare) if bare.is_file() else place)
 
 
 def export(place: str, request: Request, folder: Path, command: str) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def _plain_graph(model: dict[str, Any]) -> dict[str, Any]:
     for key, text in _texts(model, ""):
         if key in NESTING:
             continue
-        if key in ("as_graph", "as_operator"):
+        if text in ("as_graph", "as_operator"):  # keys of arguments that are code themselves
             raise Refused(f"the argument {text!r:.100}")
         form = EXPRESSION if key == "expr_str" else NAME
         if not form.fullmatch(text):

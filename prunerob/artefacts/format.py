@@ -94,8 +94,7 @@ class Source:
             full: leave all channels where they are.
             multiple_of: as many emptied channels stay as make the others such a number.
         """
-        found = find_narrowing(network, multiple_of=multiple_of)
-        narrowing = Narrowing({}) if full else found
+        narrowing = Narrowing({}) if full else find_narrowing(network, multiple_of=multiple_of)
         network = network.eval()
         return cls(network=network, narrowing=narrowing, shape=shape, record=record, about=about)
 

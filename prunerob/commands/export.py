@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
@@ -85,9 +84,10 @@ def run(args: Sequence[str]) -> None:
     if options.full and options.multiple_of > 1:
         raise UserError("--multiple-of: --full leaves all channels in; name one of the two")
 
-    from prunerob.artefacts.export import Request, export, find_trained
+    from prunerob.artefacts.export import Request, export
     from prunerob.artefacts.formats import FORMATS
     from prunerob.runs.folder import check_writable
+    from prunerob.runs.loading import find_trained
 
     if unknown := [name for name in options.format if name not in FORMATS]:
         raise UserError(f"--format: {unknown[0]} is unknown; there are {', '.join(FORMATS)}")
@@ -114,7 +114,8 @@ def run(args: Sequence[str]) -> None:
             resolve(["--config", str(config), *settings])  # before anything is made
     check_writable(folder.parent)
     # Of this export alone, whatever else lies or goes on there.
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
+    place = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
+    unfinished = place / folder.name
     request = Request(
         formats=list(dict.fromkeys(options.format)),
         int8=options.int8,
@@ -126,10 +127,9 @@ def run(args: Sequence[str]) -> None:
     )
     try:
         card = export(options.weights, request, unfinished, "prunerob " + shlex.join(args))
-        unfinished.chmod(0o777 & ~_umask())
         unfinished.rename(folder)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
     sys.stdout.write(f"Written: {folder}\n")
     files = [file for file in card["files"] if ".sparse." not in file]
     to_attack = [files[0], *(file for file in files if ".int8." in file)]
@@ -140,10 +140,3 @@ def run(args: Sequence[str]) -> None:
             attack(["test", "--ckpt_path", str(folder / file), *settings])
     elif not card["attacked"]:
         sys.stdout.write(f"Not attacked yet: prunerob test {folder / to_attack[-1]}\n")
-
-
-def _umask() -> int:
-    """What the process keeps from others in the files that it makes."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -9,7 +9,20 @@ from torch import nn
 from prunerob.errors import UserError
 from prunerob.runs.configuration import instantiate
 from prunerob.runs.plain import read_yaml
-from prunerob.runs.weights import find_weights, load_weights
+from prunerob.runs.weights import Weights, find_weights, load_weights
+
+
+def find_trained(place: str) -> Weights:
+    """The weights that are meant; those of the zoo need no ending.
+
+    Args:
+        place: a run's folder, a checkpoint, or weights with their configuration beside them.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    bare = Path(f"{place}.safetensors")
+    return find_weights(str(bare) if bare.is_file() else place)
 
 
 def load(place: str | Path) -> nn.Module:
@@ -26,9 +39,7 @@ def load(place: str | Path) -> nn.Module:
     Raises:
         UserError: there is none, or it does not fit its configuration.
     """
-    named = str(place)
-    bare = Path(f"{named}.safetensors")
-    weights = find_weights(str(bare) if bare.is_file() else named)
+    weights = find_trained(str(place))
     if weights.config is None:
         raise UserError(f"{weights.file}: no configuration lies with it that names the network")
     record = read_yaml(weights.config)
