@@ -30,6 +30,7 @@ def test_a_trial_does_not_pass_for_the_real_thing(
         ["--seed_everything", "3"],
         ["--ckpt_path", "x"],
         ["--pruning.amount", "0.5"],
+        ["--pruning.criterion", "prunerob.pruning.lamp"],
         ["--trainer.limit_test_batches", "2"],
         ["--trainer.limit_test_batches", "1"],
         ["--trainer.limit_test_batches", "0"],

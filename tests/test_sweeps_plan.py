@@ -57,7 +57,9 @@ def test_each_run_is_tested_with_its_own_settings(sweep: Path) -> None:
         assert f"--pruning.amount 0.5 --pruning.criterion prunerob.pruning.{method}" in tested
 
 
-def test_a_sweep_begins_with_weights_that_are_there(run: Path) -> None:
+def test_a_sweep_begins_with_weights_that_are_there(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = str(run / "weights.safetensors")
     args = ["sweep", "--config", TINY, "--model.weights", given, "--pruning.epoch", "0"]
     args += ["--trainer.max_epochs", "1", "--criterion", "weight,lamp", "--amount", "0,0.5"]
@@ -73,6 +75,23 @@ def test_a_sweep_begins_with_weights_that_are_there(run: Path) -> None:
     assert report["shares"]["weights"] == pytest.approx(0.5, abs=1e-3)
     assert sum(int((w == 0).sum()) for w in held.values()) > 0
     main(["report", "swept"])
+    told = refused(capsys, *args, "--folder", "swept", "--model.fine_tuning.optimizer.lr", "0.1")
+    assert "model.fine_tuning.optimizer.init_args.lr 0.01, but this sweep has 0.1" in told
+
+
+def test_settings_of_a_criterion_are_settings_of_a_sweep(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["sweep", "--config", TINY, "--model.weights", str(run / "weights.safetensors")]
+    args += ["--pruning.epoch", "0", "--trainer.max_epochs", "1", "--amount", "0.5"]
+    args += ["--criterion", "taylor,weight", "--threads", "1", "--folder", "swept"]
+    args += ["--pruning.criterion", "prunerob.pruning.Taylor", "--pruning.criterion.batches"]
+    main([*args, "2"])
+    runs = Path("swept") / "seed0"
+    report = json.loads((runs / "taylor-0.5" / "pruning.json").read_text())
+    assert "Taylor(batches=2)" in report["criterion"]
+    told = refused(capsys, *args, "3")
+    assert "pruning.criterion.init_args.batches 2, but this sweep has 3" in told
 
 
 def test_a_sweep_without_epochs_before_pruning_needs_weights(

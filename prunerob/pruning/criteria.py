@@ -21,7 +21,6 @@ One that asks for any of them is not called before training, and says by an attr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from inspect import isclass
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,6 @@ from prunerob.pruning.learned_scores import FilterHydra, Hydra
 from prunerob.pruning.magnitude import lamp
 from prunerob.pruning.saliency import FilterTaylor, Taylor
 from prunerob.pruning.scores import Criterion, Scores, filters_of, weights_of
-from prunerob.runs.configuration import find_object
 
 
 def weight_magnitude(network: nn.Module, seed: int) -> Scores:
@@ -116,16 +114,6 @@ def path_of(name: str) -> str:
         return name
     function = getattr(criterion, "__name__", type(criterion).__name__)
     return f"prunerob.pruning.{function}"
-
-
-def record_of(name: str) -> str | dict[str, str]:
-    """What a configuration records of a criterion, but for its settings.
-
-    Args:
-        name: short, or an import path.
-    """
-    path = path_of(name)
-    return {"class_path": path} if isclass(find_object(path)) else path
 
 
 def _random(name: str, shape: torch.Size, seed: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import get_args
 
 from prunerob.errors import UserError
 from prunerob.pruning.criteria import CRITERIA, path_of
@@ -54,10 +54,10 @@ class Branch:
         settings += ["--pruning.reading", self.reading] if self.reading else []
         settings += ["--pruning.residual", self.residual] if self.residual else []
         if self.schedule:
-            record = self.schedule_record()
-            settings += ["--pruning.schedule", record["class_path"]]
-            for name, value in record["init_args"].items():
-                settings += [f"--pruning.schedule.{name}", str(value)]
+            kind, *numbers = self.schedule.split(":")
+            settings += ["--pruning.schedule", SCHEDULES[kind]]
+            for name, value in zip(("epochs", "rounds"), numbers, strict=False):
+                settings += [f"--pruning.schedule.{name}", value]
         if self.objective:
             key, (path, name, value) = "--model.fine_tuning.objective", self._objective()
             settings += [key, path, *([f"{key}.{name}", value] if value else [])]
@@ -67,17 +67,6 @@ class Branch:
         """Its import path, its first setting's name, and that setting as text if it has one."""
         kind, _, value = (self.objective or "").partition(":")
         return *OBJECTIVES.get(kind, (kind, "")), value
-
-    def schedule_record(self) -> dict[str, Any]:
-        """What a configuration records of its schedule."""
-        kind, *numbers = (self.schedule or "").split(":")
-        init_args = dict(zip(("epochs", "rounds"), map(int, numbers), strict=False))
-        return {"class_path": SCHEDULES[kind], "init_args": init_args}
-
-    def objective_record(self) -> dict[str, Any]:
-        """What a configuration records of its objective."""
-        path, name, value = self._objective()
-        return {"class_path": path, "init_args": {name: float(value)} if value else {}}
 
 
 OBJECTIVES = {

@@ -12,7 +12,6 @@ from typing import Any
 
 from prunerob.attacks.suite import Suite
 from prunerob.errors import UserError
-from prunerob.pruning.criteria import record_of
 from prunerob.runs.configuration import NOT_TRAINING, differences
 from prunerob.runs.folder import Run
 from prunerob.runs.plain import read_yaml
@@ -29,7 +28,7 @@ class Job:
         after: the run that it builds on, if any.
         fit: the command line of `fit` that begins it.
         test: the command line of `test`.
-        plain: the sweep's configuration, in plain values.
+        plain: its configuration, but for what follows, in plain values.
         max_epochs: its own setting of it.
         prune_epoch: its own setting of `pruning.epoch`.
         branch: how it is pruned; None of a dense network.
@@ -169,19 +168,10 @@ class Job:
                 pruning.pop(name)
         if self.branch is None:
             pruning.pop("amount")
-        else:
-            pruning["amount"] = self.branch.amount
-            if self.branch.amount:
-                pruning["criterion"] = record_of(self.branch.criterion)
-                pruning["reading"] = self.branch.reading or pruning["reading"]
-                pruning["residual"] = self.branch.residual or pruning["residual"]
-                if self.branch.schedule:
-                    pruning["schedule"] = self.branch.schedule_record()
-            if self.branch.objective:
-                expected["model"]["fine_tuning"]["objective"] = self.branch.objective_record()
+        if self.branch is None or self.branch.scratch:  # one phase, of training
+            expected["model"].pop("fine_tuning")
         for name, old, new in differences(record, expected):
-            free = not self.dense and name.startswith("model.fine_tuning")
-            if not free and not name.startswith((*NOT_TRAINING, "pruning.masks_from")):
+            if not name.startswith((*NOT_TRAINING, "pruning.masks_from")):
                 raise UserError(
                     f"{self.run.folder} was made with {name} {old}, but this sweep has {new}; "
                     "name another --folder"

@@ -12,6 +12,7 @@ from typing import Any
 
 from prunerob.errors import UnreachableAmount, UserError
 from prunerob.pruning.checks import check_time
+from prunerob.pruning.criteria import path_of
 from prunerob.pruning.cut import Cut
 from prunerob.pruning.scores import name_of, scores_filters
 from prunerob.runs.configuration import Resolve, instantiate
@@ -65,6 +66,7 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
     folder = Path(options["folder"] or Path("sweeps") / config.stem)
     settings = list(options["settings"])
     plain = resolve(["--config", str(config), *settings])
+    _refuse_idle_criterion(settings, branches, plain)
     limit = plain["trainer"].get("limit_test_batches")
     # A limit of 1.0 is all batches; 1 is one batch.
     limited = limit is not None and not (limit == 1 and isinstance(limit, float))
@@ -79,10 +81,12 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
         resolve(["--config", str(config), *settings, "--seed_everything", str(seed)])
     seen: dict[object, Branch] = {}
     kept: list[Branch] = []
+    pruned: dict[str, Mapping[str, Any]] = {}
     for branch in branches:
         options_of_it = ["--config", str(config), *settings, *branch.settings()]
         try:
-            pruning = _check_branch(resolve(options_of_it, builds=True))
+            pruned[branch.name] = resolve(options_of_it, builds=True)
+            pruning = _check_branch(pruned[branch.name])
         except UnreachableAmount as error:
             if not options.get("skip_unreachable"):
                 raise UserError(
@@ -98,8 +102,34 @@ def make_sweep(options: Mapping[str, Any], *, resolve: Resolve) -> Sweep:
     if not kept:
         raise UserError("amount: none can be reached")
     return Sweep(
-        config=config, folder=folder, branches=kept, seeds=seeds, settings=settings, plain=plain
+        config=config,
+        folder=folder,
+        branches=kept,
+        seeds=seeds,
+        settings=settings,
+        plain=plain,
+        pruned=pruned,
     )
+
+
+def _refuse_idle_criterion(
+    settings: Sequence[str], branches: Sequence[Branch], plain: Mapping[str, Any]
+) -> None:
+    """Refuse a criterion among the settings that is none of the sweep's own.
+
+    Raises:
+        UserError: it is none, and would prune nothing.
+    """
+    if any(word.removeprefix("--").startswith("pruning.criterion") for word in settings):
+        record = plain["pruning"]["criterion"]
+        path = record if isinstance(record, str) else record["class_path"]
+        paths = sorted({path_of(branch.criterion) for branch in branches})
+        if path not in paths:
+            raise UserError(
+                f"pruning.criterion: {path} would prune nothing, this sweep has "
+                f"{', '.join(paths)}; a sweep's criteria are named by --criterion, and their "
+                "settings here"
+            )
 
 
 def _check_branch(plain: Mapping[str, Any]) -> object:
@@ -140,7 +170,7 @@ def _branches(criteria: Sequence[str], amounts: Any) -> list[Branch]:
 
 def settings_of_sweeps(settings: Sequence[str]) -> list[str]:
     """Those of some settings that each run of a sweep has for itself."""
-    pruning = ("pruning.amount", "pruning.criterion", "pruning.masks_from")
+    pruning = ("pruning.amount", "pruning.masks_from")
     own = ("seed_everything", "ckpt_path", "trainer.logger", *pruning)
     return [word for word in settings if word.removeprefix("--").startswith(own)]
 

@@ -41,6 +41,7 @@ class Sweep:
         seeds: of dense networks and all that is made of them.
         settings: keys and values to set in the configuration, as on a command line.
         plain: the configuration with those settings, in plain values.
+        pruned: that of each branch, by its name.
     """
 
     config: Path
@@ -49,6 +50,7 @@ class Sweep:
     seeds: Sequence[int]
     settings: Sequence[str] = ()
     plain: Mapping[str, Any] = field(default_factory=dict)
+    pruned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def jobs(self) -> list[Job]:
         """All runs, each after the one that it builds on."""
@@ -123,7 +125,7 @@ class Sweep:
             after=after,
             fit=[*common, *settings, *phases, *place],
             test=[*common, *settings, *phases, "--ckpt_path", str(folder / name)],
-            plain=self.plain,
+            plain=self.pruned[branch.name] if branch else self.plain,
             max_epochs=max_epochs,
             prune_epoch=prune_epoch,
             branch=branch,
