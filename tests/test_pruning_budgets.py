@@ -113,8 +113,9 @@ def test_a_larger_amount_takes_no_layer_s_weight_back(network: MnistCNN) -> None
 def test_what_a_budget_cannot_do(network: MnistCNN, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="at most 0"):
         Cut(amount=0.9999, budget="uniform").check(network)
-    with pytest.raises(UserError, match="the criterion scores filters"):
-        Cut(amount=0.5, budget="erk", criterion=filter_l1).check(network)
+    for budget in ("erk", {"conv1": 0.5}):
+        with pytest.raises(UserError, match="the criterion scores filters"):
+            Cut(amount=0.5, budget=budget, criterion=filter_l1).check(network)
     with pytest.raises(UserError, match=r"pruning\.budget: 1\.0 of conv1 lies outside"):
         Cut(budget={"conv1": 1.0})
     assert share_out(weight_magnitude(network, 0), 0.0, {"conv1": 0.5}) is None, "the control"

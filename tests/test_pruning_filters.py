@@ -90,6 +90,36 @@ def by_hand(network: SmallCNN | MnistCNN, kept: dict[str, torch.Tensor]) -> dict
 
 
 @settings(deadline=None, max_examples=40)
+@given(seeds, st.integers(1, 9), st.sampled_from([filter_l1, random_filters]))
+def test_uniform_takes_the_lowest_tenths_of_every_layer(
+    seed: int, tenths: int, criterion: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    torch.manual_seed(seed)
+    network = MnistCNN(filters=(10, 20, 30))
+    scores = criterion(network, seed)
+    masks = make_masks(network, scores, tenths / 10, reading="filters", budget="uniform")
+    for name, score in scores.items():
+        lowest = sorted(range(len(score)), key=lambda i: (score[i].item(), i))
+        gone = set((~masks[name].flatten(1).any(1)).nonzero().flatten().tolist())
+        assert gone == set(lowest[: len(score) * tenths // 10]), name
+
+
+def test_uniform_on_streams_ranks_their_channels_and_grows(network: MnistCNN) -> None:
+    residual = WideResNet(depth=10, widen_factor=1)
+    scores = filter_l1(residual, 0)
+    args = {"reading": "filters", "budget": "uniform", "residual": "remove"}
+    masks = make_masks(residual, scores, 0.5, **args)  # type: ignore[arg-type]
+    left = {n: int(masks[n].flatten(1).any(1).sum()) for n in scores}
+    assert left == {n: len(score) // 2 for n, score in scores.items()}
+    before = None
+    for amount in (0.2, 0.5, 0.8):  # as gradual pruning needs it
+        masks = make_masks(network, filter_l1(network, 0), amount, budget="uniform")
+        apply_masks(network, masks)
+        assert before is None or not any((masks[n] & ~before[n]).any() for n in masks)
+        before = masks
+
+
+@settings(deadline=None, max_examples=40)
 @given(seeds, st.floats(0.05, 0.8))
 def test_a_pruned_filter_is_silent_whatever_its_biases_were(seed: int, amount: float) -> None:
     network = random_network(seed).eval()

@@ -5,8 +5,8 @@ a single threshold over all layers decides, and what a layer loses follows from 
 
 - "erk": a layer keeps the more, the smaller it is (Erdős-Rényi-kernel: Evci et al.,
   arXiv:1911.11134);
-- "uniform": the same share of every layer, but the first one stays whole and the last one keeps a
-  fifth at least ("uniform+": Gale et al., arXiv:1902.09574; Lee et al., arXiv:2010.07611);
+- "uniform": the same share of every layer; of weights, the first layer stays whole and the last one
+  keeps a fifth at least ("uniform+": Gale et al., arXiv:1902.09574; Lee et al., arXiv:2010.07611);
 - amounts by layer name: each layer that is named loses its share, and one threshold over all
   others shares out what is left of the amount.
 """
@@ -50,19 +50,24 @@ def share_out(
         keep_per_layer: share of each layer's weights that stays whatever the budget.
 
     Returns:
-        shares of each layer's weights, by parameter name; None where one threshold decides. They
+        shares of each layer's weights, by parameter name; None where one threshold decides, or
+        filters are ranked in each layer. They
         come to exactly round(amount x number of weights) weights, but where every layer has its
         amount by name, to 4 digits.
 
     Raises:
-        UserError: the scores are of filters, a name is no layer's, or the amount cannot be reached.
+        UserError: the budget has no meaning for filters, which the scores are of; a name is no
+            layer's; or the amount cannot be reached.
     """
     if budget == "global" or not amount:
         return None
     if scores_filters(scores):
+        if budget == "uniform":
+            return None
         raise UserError(
             "pruning.budget: shares out weights, but the criterion scores filters, with which "
-            "weights of other layers go; set it to global, and pruning.keep_per_layer for a floor"
+            "weights of other layers go; set it to global, with pruning.keep_per_layer for a "
+            "floor, or to uniform"
         )
     if isinstance(budget, dict):
         return by_name(scores, amount, budget, keep_per_layer=keep_per_layer)

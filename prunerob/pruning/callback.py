@@ -51,10 +51,11 @@ class Pruning(Callback):
         criterion: of `prunerob.pruning`: for weights `weight_magnitude`, `lamp`, `Taylor`, `Hydra`
             or `Harp`, for filters `filter_l1`, `FilterTaylor`, `FilterHydra` or `FilterHarp`; their
             baselines `random_weights` and `random_filters`; or a function or class of your own.
-        budget: how the weights to prune are shared out among layers: "global" by one threshold
+        budget: how what is pruned is shared out among layers: "global" by one threshold
             for all; "erk" more from larger ones; "uniform" the same share from each, but none from
             the first, and at most 80 % from the last; or amounts by layer name, and one threshold
-            for the layers that are not named. See `prunerob.pruning.budgets`.
+            for the layers that are not named. Of filters "global", or "uniform": the same share of
+            each layer's. See `prunerob.pruning.budgets`.
         reading: which share `amount` is, for filters: "filters", "weights" in them, or
             "parameters" that are 0 with them; see `prunerob.pruning.masks`.
         residual: what becomes of filters that write to a residual stream, which several layers

@@ -40,7 +40,7 @@ class Cut:
     Args:
         amount: share to prune, in [0, 1).
         criterion: scores weights or filters.
-        budget: how weights are shared out among layers.
+        budget: how the amount is shared out among layers.
         reading: the share that is meant, for filters.
         residual: what becomes of filters that write to a residual stream.
         exclude: names of layers to leave out.
@@ -293,7 +293,7 @@ def make_masks(
         network: the network that was scored; only its structure is read.
         scores: from a criterion: in each weight's shape, or (filters,) per convolution.
         amount: share to prune, in [0, 1).
-        budget: how it is shared out among layers, for weights.
+        budget: how it is shared out among layers; of filters "global" or "uniform".
         reading: the share that is meant, for filters.
         residual: what becomes of filters that write to a residual stream.
         keep_per_layer: share of each layer's weights or filters that stays whatever their score.
@@ -318,6 +318,7 @@ def make_masks(
             residual=residual,
             keep_per_layer=keep_per_layer,
             keep_multiple_of=keep_multiple_of,
+            uniform=budget == "uniform",
         )
     else:
         masks = prune_weights(scores, amount, keep_per_layer=keep_per_layer, amounts=amounts)

@@ -25,8 +25,9 @@ def prune_filters(
     residual: Residual = "keep",
     keep_per_layer: float = 0.0,
     keep_multiple_of: int = 1,
+    uniform: bool = False,
 ) -> Masks:
-    """Prune the filters that score lowest, over all layers together.
+    """Prune the filters that score lowest, over all layers together or in each.
 
     They go in rank order until the share pruned first reaches the amount; each layer keeps its
     best one.
@@ -40,6 +41,8 @@ def prune_filters(
         keep_per_layer: share of each layer's filters that stays whatever their score.
         keep_multiple_of: round the number of filters that each layer keeps up to a multiple of
             this, after the amount is reached: vector units like 8 or 16. Less is pruned then.
+        uniform: let every layer lose the same share of its filters (Li et al., arXiv:1608.08710):
+            they are ranked in their layer.
 
     Returns:
         masks, bool, in each masked parameter's shape.
@@ -52,6 +55,8 @@ def prune_filters(
     scores, together = _ranked(channels, scores, residual), residual == "remove"
     groups = [group for group in streams if group[0] in scores] if together else []
     units = _pooled(network, scores, groups)
+    if uniform:
+        units = {name: _ranks(score) for name, score in units.items()}
     order, total = rank(units, keep_per_layer)
 
     def gone(count: int) -> dict[str, Tensor]:
@@ -129,6 +134,12 @@ def _pooled(network: nn.Module, scores: Scores, groups: list[list[str]]) -> Scor
             del pooled[name]
         pooled[group[0]] = cast(Tensor, total) / sum(sizes)
     return pooled
+
+
+def _ranks(score: Tensor) -> Tensor:
+    """The place of each filter in its layer, from 1 / filters for the lowest up to 1."""
+    places = torch.arange(1, len(score) + 1, dtype=torch.float64) / len(score)
+    return torch.empty_like(places).scatter_(0, score.argsort(stable=True), places)
 
 
 def _round_kept_up(gone: Tensor, score: Tensor, multiple: int) -> Tensor:
