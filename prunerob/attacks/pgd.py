@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -17,6 +18,7 @@ from prunerob.attacks.attack import (
     misclassified,
     per_image,
 )
+from prunerob.attacks.smooth_relu import smooth_relus
 from prunerob.networks.rewrite import rewrite
 from prunerob.noise import mix, normal, uniform
 from prunerob.pixels import Pixels
@@ -45,6 +47,9 @@ class PGD(Attack):
         precision: of the gradient's computation; the iterate is always float32. "auto" takes
             bfloat16 on hardware that has it where every image's step is step_size and that is
             2/255 or more; "bfloat16" insists, and is refused for smaller steps.
+        relu_temperature: follow gradients in which the derivative of ReLU at z is
+            sigmoid(z / relu_temperature), so that units that are off, behind which networks hide
+            gradients, pass some on (Athalye et al., arXiv:1802.00420): 0.1, say. 0 for ReLU's own.
     """
 
     eps: Pixels = Pixels(0.3)
@@ -54,6 +59,7 @@ class PGD(Attack):
     start_std: Pixels = Pixels(0)
     restarts: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    relu_temperature: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Pixels(self.eps))
@@ -68,6 +74,8 @@ class PGD(Attack):
             raise ValueError(f"restarts of PGD: {self.restarts} without random_start are all equal")
         if self.start_std and not self.random_start:
             raise ValueError(f"start_std of PGD: {self.start_std} without random_start")
+        if not 0 <= self.relu_temperature < math.inf:
+            raise ValueError(f"relu_temperature of PGD: {self.relu_temperature} is not 0 or above")
         if self.precision == "bfloat16" and self.step_size < SMALLEST_BFLOAT16_STEP:
             raise ValueError(f"precision of PGD: steps of {self.step_size} vanish in bfloat16")
 
@@ -104,7 +112,8 @@ class PGD(Attack):
         def attempt(restart: int, images: Tensor | slice) -> Tensor:
             r, s = (v[images] if isinstance(v, Tensor) else v for v in (radius, step_size))
             start = self._start(x[images], r, key[images], restart)
-            return climb(network, x[images], y[images], start, r, s, self.steps, dtype)[0]
+            with smooth_relus(self.relu_temperature):
+                return climb(network, x[images], y[images], start, r, s, self.steps, dtype)[0]
 
         best = attempt(0, slice(None))
         if self.restarts == 1:
@@ -142,9 +151,17 @@ class PGD(Attack):
                 steps = min(STEPS_BETWEEN_CHECKS, self.steps - done)
                 last = done + steps == self.steps
                 for part in torch.split(right, batch_size):
-                    x_adv[part], logits = climb(
-                        fast, x[part], y[part], x_adv[part], self.eps, self.step_size, steps, dtype
-                    )
+                    with smooth_relus(self.relu_temperature):
+                        x_adv[part], logits = climb(
+                            fast,
+                            x[part],
+                            y[part],
+                            x_adv[part],
+                            self.eps,
+                            self.step_size,
+                            steps,
+                            dtype,
+                        )
                     lost = part if last else part[logits.argmax(1) != y[part]]
                     if len(lost):
                         wrong[lost] = misclassified(network, x_adv[lost], y[lost])
