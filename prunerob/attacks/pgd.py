@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,7 +17,7 @@ from prunerob.attacks.attack import (
     misclassified,
     per_image,
 )
-from prunerob.attacks.smooth_relu import smooth_relus
+from prunerob.attacks.smooth_relu import check_temperature, smooth_relus
 from prunerob.networks.rewrite import rewrite
 from prunerob.noise import mix, normal, uniform
 from prunerob.pixels import Pixels
@@ -74,8 +73,7 @@ class PGD(Attack):
             raise ValueError(f"restarts of PGD: {self.restarts} without random_start are all equal")
         if self.start_std and not self.random_start:
             raise ValueError(f"start_std of PGD: {self.start_std} without random_start")
-        if not 0 <= self.relu_temperature < math.inf:
-            raise ValueError(f"relu_temperature of PGD: {self.relu_temperature} is not 0 or above")
+        check_temperature(self, self.relu_temperature)
         if self.precision == "bfloat16" and self.step_size < SMALLEST_BFLOAT16_STEP:
             raise ValueError(f"precision of PGD: steps of {self.step_size} vanish in bfloat16")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,21 @@ def smooth_relus(temperature: float) -> Iterator[None]:
         return
     with _SmoothReLUs(temperature):
         yield
+
+
+def check_temperature(attack: object, temperature: float) -> None:
+    """Refuse a temperature below 0, or none.
+
+    Args:
+        attack: whose setting it is.
+        temperature: the setting.
+
+    Raises:
+        ValueError: it is.
+    """
+    if not 0 <= temperature < math.inf:
+        name = type(attack).__name__
+        raise ValueError(f"relu_temperature of {name}: {temperature} is not 0 or a number above")
 
 
 class _SmoothReLUs(TorchFunctionMode):

@@ -126,7 +126,7 @@ def result(run: Run) -> str:
     if probe and probed:
         lines.append(
             f"  of {probed['images']} images the validation attack leaves {probed['correct']}, "
-            f"and a short FAB and Square {probe['correct']}"
+            f"and short attacks of other kinds {probe['correct']}"
         )
     if pruning:
         before = sum(layer["parameters_before"] for layer in pruning["layers"])

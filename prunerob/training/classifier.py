@@ -76,7 +76,7 @@ class Classifier(LightningModule):
         validation_attack_images: number of validation images that it attacks, stratified by
             class; 0 for none.
         validation_probe_images: number of those on which every epoch's validation also looks, with
-            a short FAB and Square, for what the validation attack misses; 0 for none.
+            short attacks of other kinds, for what the validation attack misses; 0 for none.
         weights: a file of trained weights that a new run begins with: .safetensors, or a state
             dict in .pt or .pth.
         seed: of all noise in attacks; set from `seed_everything`.

@@ -153,8 +153,8 @@ def describe_masking(counts: Counts, epoch: int) -> str | None:
     (left, images), (robust, _) = counts["probe"], counts[PROBED]
     return (
         f"gradients are masked: in epoch {epoch}, {robust} of {images} validation images are "
-        f"right under the validation attack, but {left} after a short FAB and Square; AutoAttack "
-        "may leave far less"
+        f"right under the validation attack, but {left} after short attacks of other kinds; "
+        "AutoAttack may leave far less"
     )
 
 

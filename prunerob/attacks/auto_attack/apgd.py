@@ -23,6 +23,7 @@ from prunerob.attacks.auto_attack.survivors import (
     slices,
 )
 from prunerob.attacks.pgd import logit_margin
+from prunerob.attacks.smooth_relu import check_temperature, smooth_relus
 from prunerob.errors import UserError
 from prunerob.noise import mix, uniform
 
@@ -54,6 +55,7 @@ class APGD(Hunt):
         targets: of "targeted_dlr": number of classes aimed at, one after the other, those next
             likeliest for the image first; at most all others.
         rho: share of the steps between two checkpoints in which the loss must rise, in (0, 1).
+        relu_temperature: see `PGD`; AutoAttack's parts have 0, ReLU's own derivative.
     """
 
     loss: Loss = "cross_entropy"
@@ -61,6 +63,7 @@ class APGD(Hunt):
     restarts: int = 1
     targets: int = 9
     rho: float = 0.75
+    relu_temperature: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,6 +72,7 @@ class APGD(Hunt):
         check_counts(self, "steps", "restarts", "targets")
         if not 0 < self.rho < 1:
             raise ValueError(f"rho of APGD: {self.rho} is not between 0 and 1")
+        check_temperature(self, self.relu_temperature)
 
     @property
     def gradient_steps(self) -> int:
@@ -188,7 +192,8 @@ class APGD(Hunt):
         """Loss, its gradient (zeros if not asked for) and logits at a batch's iterates."""
         with torch.set_grad_enabled(with_gradient):
             x = climbers.x.detach().requires_grad_(with_gradient)
-            logits = network(x)
+            with smooth_relus(self.relu_temperature):
+                logits = network(x)
             loss = self._losses(logits, climbers)
         if not with_gradient:
             return loss, torch.zeros_like(x), logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prunerob.attacks.auto_attack.apgd import APGD
 from prunerob.attacks.auto_attack.fab import FAB
 from prunerob.attacks.auto_attack.square import Square
 from prunerob.attacks.auto_attack.survivors import Hunt, Survivors
@@ -11,10 +12,11 @@ from prunerob.attacks.auto_attack.survivors import Hunt, Survivors
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Hunt):
-    """The two parts of AutoAttack that gradients of the cross-entropy do not mislead, cut short.
+    """Attacks that what hides gradients of the cross-entropy does not mislead, cut short.
 
-    FAB with few targets and steps, then Square with few queries. What it finds is lost; what it
-    leaves, AutoAttack may still find: no measure of robustness, but an alarm for other attacks.
+    Auto-PGD through ReLUs that are off, FAB with few targets and steps, then Square with few
+    queries. What it finds is lost; what it leaves, AutoAttack may still find: no measure of
+    robustness, but an alarm for other attacks.
 
     Args:
         eps: radius of the L-infinity ball, in pixel units of [0, 1]: 0.3, or 8/255.
@@ -23,5 +25,6 @@ class Probe(Hunt):
 
     def hunt(self, survivors: Survivors) -> None:
         """Attack who is left; see `Hunt`."""
+        APGD(eps=self.eps, steps=20, relu_temperature=0.1).hunt(survivors)
         FAB(eps=self.eps, targets=3, steps=20).hunt(survivors)
         Square(eps=self.eps, queries=300).hunt(survivors)

@@ -1,0 +1,106 @@
+"""Gradients through ReLUs that are off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunerob.attacks import APGD, PGD
+from prunerob.attacks.attack import input_gradient
+from prunerob.attacks.smooth_relu import smooth_relus
+from prunerob.networks import MnistCNN, ResNet18, WideResNet
+from prunerob.networks.rewrite import rewrite
+
+RELUS: list[Callable[[Tensor], Tensor]] = [
+    torch.relu,
+    F.relu,
+    F.relu_,
+    lambda x: F.relu(x, inplace=True),
+    lambda x: F.relu(input=x),
+    lambda x: x.relu(),
+    lambda x: x.relu_(),
+    lambda x: torch.relu_(x),
+    nn.ReLU(),
+    nn.ReLU(inplace=True),
+]
+
+
+@pytest.mark.parametrize("relu", RELUS)
+def test_however_a_network_calls_it_only_the_gradient_changes(
+    relu: Callable[[Tensor], Tensor],
+) -> None:
+    x = torch.linspace(-1, 1, 21, dtype=torch.float64).requires_grad_()
+    with smooth_relus(0.2):
+        out = relu(x * 3)
+        (gradient,) = torch.autograd.grad((out * torch.arange(21)).sum(), x)
+        with torch.no_grad():
+            assert torch.equal(relu(x * 3), (x * 3).clamp(min=0))
+    assert torch.equal(out, (3 * x).clamp(min=0))
+    expected = torch.autograd.functional.jacobian(lambda z: 0.2 * F.softplus(z / 0.2), 3 * x)
+    assert torch.allclose(gradient, 3 * torch.arange(21) * expected.diagonal())
+    plain = torch.autograd.grad(relu(x * 3).sum(), x)[0]
+    assert torch.equal(plain, 3.0 * (x > 0)), "afterwards it is ReLU's own again"
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (MnistCNN(), (1, 28, 28)),
+        (WideResNet(depth=10, widen_factor=1), (3, 32, 32)),
+        (ResNet18(), (3, 32, 32)),
+    ],
+)
+def test_the_rewritten_network_has_the_same_smooth_gradients(
+    network: nn.Module, shape: tuple[int, int, int]
+) -> None:
+    network.eval()
+    x, y = torch.rand(4, *shape), torch.arange(4)
+    fast = rewrite(network, x.shape[1:])
+    gradients = []
+    for temperature in (0.0, 0.1):
+        with smooth_relus(temperature):
+            plain, logits = input_gradient(network, x, y, torch.float32)
+            quick, same = input_gradient(fast, fast.pack(x), y, torch.float32)
+        assert torch.allclose(logits, same, atol=1e-4)
+        quick = fast.unpack(quick)
+        assert float((plain - quick).norm()) < 1e-3 * float(plain.norm())
+        gradients.append(plain)
+    assert float((gradients[1] - gradients[0]).norm()) > 0.01 * float(gradients[0].norm())
+
+
+class Hidden(nn.Module):
+    """Answers by the mean pixel, above a threshold that no clean image reaches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        over = (x.mean((1, 2, 3)) - 0.6).relu()
+        return torch.stack([torch.full_like(over, 0.01), over], 1)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(eps=0.3, step_size=0.05, steps=10, random_start=False),
+        APGD(eps=0.3, steps=10),
+    ],
+)
+def test_what_hides_behind_a_unit_that_is_off_is_found(attack: PGD | APGD) -> None:
+    from dataclasses import replace
+
+    x, y = torch.full((3, 1, 8, 8), 0.4), torch.zeros(3, dtype=torch.int64)
+    key = torch.arange(3)
+    network = Hidden()
+    assert not attack.fools(network, x, y, key=key, batch_size=3).any()
+    smooth = replace(attack, relu_temperature=0.1)
+    assert smooth.fools(network, x, y, key=key, batch_size=3).all()
+    assert (network(smooth(network, x, y)).argmax(1) == 1).all()
+
+
+@pytest.mark.parametrize("kind", [PGD, APGD])
+@pytest.mark.parametrize("temperature", [-0.1, float("nan"), float("inf")])
+def test_a_temperature_is_a_number(kind: type[PGD | APGD], temperature: float) -> None:
+    with pytest.raises(ValueError, match=f"relu_temperature of {kind.__name__}: "):
+        kind(relu_temperature=temperature)
