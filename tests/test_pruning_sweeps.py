@@ -36,4 +36,4 @@ def test_a_sweep_over_schedules_goes_on_with_what_it_has(
     assert "6 of 6 runs finished" in capsys.readouterr().out
     main(["report", "sweeps/tiny"])
     told = capsys.readouterr().out
-    assert "taylor, Gradual(epochs=1" in told
+    assert "taylor, gradual (epochs 1)" in told

@@ -14,7 +14,7 @@ from prunerob.cli import main
 from prunerob.errors import UserError
 from prunerob.reports import comparison
 from prunerob.reports.paper import TABLES
-from prunerob.reports.reading import _check_counts, _point, read_results
+from prunerob.reports.reading import _check_counts, _in_words, _point, read_results
 from prunerob.sweeps.branches import make_branches
 from tests.conftest import TINY, recipe_of, refused
 
@@ -88,7 +88,7 @@ def test_tables_and_reports_call_a_way_of_pruning_the_same() -> None:
         defaults = {"reading": "weights", "residual": "keep", "epoch": 1, "masks_from": None}
         defaults["unit"] = "weights" if text == "weight" else "filters"
         said = {**defaults, **dict(zip(keys, words[1::2], strict=True)), "amount": 0.5}
-        names.append(_point("PGD", said, "").method)
+        names.append(_point("PGD", said, "", is_given=False).method)
     assert names == ["weight", "filter (parameters)", "filter (weights, silence)"]
 
 
@@ -162,3 +162,33 @@ def test_a_sweep_over_objectives_compares_each_with_its_own_control(
     assert "weights, 50 %, TRADES (beta 2)" in Path("page/accuracy.md").read_text()
     with pytest.raises(SystemExit):
         main([*sweep, "--objective", "trades:2", "--scratch", "--folder", "t"])
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ("prunerob.pruning.criteria.lamp", "lamp"),
+        ("prunerob.pruning.criteria.filter_l1", "filter"),
+        ("prunerob.pruning.saliency.Taylor(batches=20)", "taylor"),
+        ("prunerob.pruning.saliency.FilterTaylor(batches=3)", "filter taylor (batches 3)"),
+        (
+            "prunerob.pruning.learned_scores.Hydra(epochs=1, lr=0.1, momentum=0.9, "
+            "weight_decay=0.0001)",
+            "hydra (epochs 1)",
+        ),
+        ("prunerob.pruning.schedules.OneShot()", "oneshot"),
+        (
+            "prunerob.pruning.schedules.Gradual(epochs=3, every='epoch', initial=0.0)",
+            "gradual (epochs 3)",
+        ),
+        (
+            "prunerob.pruning.schedules.Gradual(epochs=3, every=50, initial=0.5)",
+            "gradual (epochs 3, every 50, initial 0.5)",
+        ),
+        ("mine.Largest(size=3)", "Largest(size=3)"),
+        ("prunerob.pruning.saliency.Taylor(batches=open('x'))", "Taylor(batches=open('x'))"),
+        ("Taylor(((", "Taylor((("),
+    ],
+)
+def test_criteria_and_schedules_have_words(record: str, words: str) -> None:
+    assert _in_words(record) == words

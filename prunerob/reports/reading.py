@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from prunerob.attacks.suite import Suite
 from prunerob.errors import UserError
 from prunerob.pruning.counts import Layer
 from prunerob.pruning.criteria import CRITERIA
+from prunerob.pruning.schedules import Gradual, Iterative, OneShot
 from prunerob.pruning.scores import name_of
 from prunerob.reports.networks import CONTROL, Point, Result
 from prunerob.reports.results import Results
@@ -27,8 +29,35 @@ def _function(criterion: str) -> str:
     return path.rsplit(".", 1)[-1] + bracket + settings
 
 
-METHODS = {_function(name_of(c)): name.replace("_", " ") for name, c in CRITERIA.items()}
-"""What criteria are called, by the function's name; those with settings by their defaults."""
+METHODS = {
+    _function(name_of(c)).partition("(")[0]: name.replace("_", " ") for name, c in CRITERIA.items()
+}
+"""What criteria are called, by the name of their function or class."""
+
+SETTINGS = {
+    kind.__name__: {f.name: f.default for f in fields(kind)}
+    for kind in (*map(type, CRITERIA.values()), OneShot, Gradual, Iterative)
+    if is_dataclass(kind)
+}
+"""Settings, with their defaults, of criteria and schedules that have some."""
+
+
+def _in_words(record: str) -> str:
+    """A criterion or a schedule as it is recorded, with those settings that are no defaults."""
+    text = _function(record)
+    name = text.partition("(")[0]
+    called = METHODS.get(name, name)
+    if name not in SETTINGS:
+        return called + text.removeprefix(name)
+    try:
+        call = ast.parse(text, mode="eval").body
+        found = {k.arg: ast.literal_eval(k.value) for k in getattr(call, "keywords", ())}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return text
+    known = SETTINGS[name]
+    told = [f"{key} {value}" for key, value in found.items() if known.get(str(key)) != value]
+    called = called.lower() if name not in METHODS else called
+    return f"{called} ({', '.join(told)})" if told else called
 
 
 def read_results(
@@ -121,7 +150,8 @@ def _read_run(run: Run, config: Mapping[str, Any], recipe: str | None) -> Iterab
     model = config["model"]
     trained = training(config)
     _ = config["pruning"]["epoch"], config["trainer"]["max_epochs"]  # whose lack is damage
-    point = _point(recipe or trained, pruning, _objective(model["fine_tuning"]))
+    objective, is_given = _objective(model["fine_tuning"]), model["weights"] is not None
+    point = _point(recipe or trained, pruning, objective, is_given=is_given)
     validation = json.loads(run.summary.read_text()).get("validation", {})
     stems = {"robustness": (point, validation)}
     if pruning and (run.folder / "robustness_before_pruning.json").is_file():
@@ -199,15 +229,16 @@ def _objective(settings: object) -> str:
     return f"{name} ({', '.join(parts)})" if parts else name
 
 
-def _point(recipe: str, pruning: Mapping[str, Any] | None, objective: str) -> Point:
+def _point(
+    recipe: str, pruning: Mapping[str, Any] | None, objective: str, *, is_given: bool
+) -> Point:
     if not pruning:
         return Point(recipe=recipe)
     masks_from = pruning["masks_from"]
     is_scratch = pruning["epoch"] == 0 and masks_from is not None
     if pruning["amount"] == 0 and masks_from is None:
         return Point(recipe=recipe, method=CONTROL, objective=objective)
-    function = _function(pruning["criterion"])
-    method = METHODS.get(function, function)
+    method = _in_words(pruning["criterion"])
     words = {"weight": "weights", "filter": "filters"}.get(method, method) + ", {share} %"
     more = ""
     if pruning["unit"] == "filters":
@@ -217,10 +248,10 @@ def _point(recipe: str, pruning: Mapping[str, Any] | None, objective: str) -> Po
         words += "" if residual == "keep" else f", streams {residual}d"
     if (budget := pruning.get("budget", "global")) != "global":
         more += ", amounts by layer" if isinstance(budget, dict) else f", {budget}"
-    if not (schedule := _function(pruning.get("schedule", "OneShot()"))).startswith("OneShot"):
+    if not (schedule := _in_words(pruning.get("schedule", "OneShot()"))).startswith("oneshot"):
         more += f", {schedule}"
     if not is_scratch:
-        more += " before training" if pruning["epoch"] == 0 else ""
+        more += " before training" if pruning["epoch"] == 0 and not is_given else ""
         more += " by masks of another run" if masks_from is not None else ""
         more += f", {objective}" if objective else ""
     return Point(
