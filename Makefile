@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check board bench docs table1 table2 table3 figure1 figure2 clean
+.PHONY: demo test test-all check board bench docs study table1 table2 table3 figure1 figure2 clean
 
 # The main job on real MNIST: train against PGD, prune 90 % of the weights, fine-tune, attack; beside
 # it the control, dense and trained for as long.
@@ -35,6 +35,11 @@ board: .venv/ready
 # and figure2, of CIFAR-10, want a GPU.
 table1 table2 table3 figure1 figure2: .venv/ready
 	$(BIN)/prunerob reproduce $@
+
+# The study of docs/study.md: about ten minutes a network on one core; what lies in study/ is not run again.
+study: .venv/ready
+	for sweep in study/*.yaml; do $(BIN)/prunerob sweep $$sweep --jobs 2 || exit 1; done
+	$(BIN)/prunerob report study/*/
 
 # Speed, side by side with torchattacks, foolbox, pyautoattack and ART; a quarter of an hour on a quiet machine.
 bench: .venv-bench/ready
