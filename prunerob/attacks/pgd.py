@@ -46,9 +46,9 @@ class PGD(Attack):
         precision: of the gradient's computation; the iterate is always float32. "auto" takes
             bfloat16 on hardware that has it where every image's step is step_size and that is
             2/255 or more; "bfloat16" insists, and is refused for smaller steps.
-        relu_temperature: follow gradients in which the derivative of ReLU at z is
-            sigmoid(z / relu_temperature), so that units that are off, behind which networks hide
-            gradients, pass some on (Athalye et al., arXiv:1802.00420): 0.1, say. 0 for ReLU's own.
+        relu_temperature: in every other step, follow a gradient in which the derivative of ReLU at
+            z is sigmoid(z / relu_temperature), so that units that are off, behind which networks
+            hide gradients, pass some on (Athalye et al., arXiv:1802.00420): 0.1, say. 0 for none.
     """
 
     eps: Pixels = Pixels(0.3)
@@ -110,8 +110,8 @@ class PGD(Attack):
         def attempt(restart: int, images: Tensor | slice) -> Tensor:
             r, s = (v[images] if isinstance(v, Tensor) else v for v in (radius, step_size))
             start = self._start(x[images], r, key[images], restart)
-            with smooth_relus(self.relu_temperature):
-                return climb(network, x[images], y[images], start, r, s, self.steps, dtype)[0]
+            climbing = (r, s, self.steps, dtype, self.relu_temperature)
+            return climb(network, x[images], y[images], start, *climbing)[0]
 
         best = attempt(0, slice(None))
         if self.restarts == 1:
@@ -149,17 +149,8 @@ class PGD(Attack):
                 steps = min(STEPS_BETWEEN_CHECKS, self.steps - done)
                 last = done + steps == self.steps
                 for part in torch.split(right, batch_size):
-                    with smooth_relus(self.relu_temperature):
-                        x_adv[part], logits = climb(
-                            fast,
-                            x[part],
-                            y[part],
-                            x_adv[part],
-                            self.eps,
-                            self.step_size,
-                            steps,
-                            dtype,
-                        )
+                    climbing = (self.eps, self.step_size, steps, dtype, self.relu_temperature)
+                    x_adv[part], logits = climb(fast, x[part], y[part], x_adv[part], *climbing)
                     lost = part if last else part[logits.argmax(1) != y[part]]
                     if len(lost):
                         wrong[lost] = misclassified(network, x_adv[lost], y[lost])
@@ -196,6 +187,7 @@ def climb(
     step_size: float | Tensor,
     steps: int,
     dtype: torch.dtype,
+    relu_temperature: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Signed gradient steps, projected after each: the loop of every gradient-sign attack.
 
@@ -208,6 +200,7 @@ def climb(
         step_size: a number or (B,).
         steps: number of steps.
         dtype: precision of the gradient.
+        relu_temperature: of every other step, from the second on; see `PGD`.
 
     Returns:
         the last iterate, float32, (B, C, H, W), and the logits at the one before it.
@@ -219,8 +212,9 @@ def climb(
     fast = rewrite(network, x.shape[1:])
     x_adv, low, high = map(fast.pack, (start.clamp(low, high), low, high))
     step_size = per_image(step_size, x_adv)
-    for _ in range(steps):
-        gradient, logits = input_gradient(fast, x_adv, y, dtype)
+    for step in range(steps):
+        with smooth_relus(relu_temperature if step % 2 else 0.0):
+            gradient, logits = input_gradient(fast, x_adv, y, dtype)
         x_adv = (x_adv + step_size * gradient.sign()).clamp(low, high)
     return fast.unpack(x_adv), logits
 

@@ -55,7 +55,8 @@ class APGD(Hunt):
         targets: of "targeted_dlr": number of classes aimed at, one after the other, those next
             likeliest for the image first; at most all others.
         rho: share of the steps between two checkpoints in which the loss must rise, in (0, 1).
-        relu_temperature: see `PGD`; AutoAttack's parts have 0, ReLU's own derivative.
+        relu_temperature: as in `PGD`, but in every step; AutoAttack's parts have 0, ReLU's own
+            derivative.
     """
 
     loss: Loss = "cross_entropy"
