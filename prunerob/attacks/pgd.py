@@ -23,7 +23,10 @@ from prunerob.noise import mix, normal, uniform
 from prunerob.pixels import Pixels
 
 STEPS_BETWEEN_CHECKS = 10
-"""Of a search, for who is lost already: often enough to save work, too seldom to cost any."""
+"""Of a search, for who is lost already: often enough to save work, too seldom to cost any.
+
+An even number, so that every other step stays the same one (`relu_temperature`).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
