@@ -23,7 +23,7 @@ def rows(file: Path) -> dict[str, float]:
 
 def test_it_is_small() -> None:
     kept = [file for ending in ("safetensors", "yaml", "json") for file in ZOO.glob(f"*.{ending}")]
-    assert sum(file.stat().st_size for file in kept) < 15e6
+    assert sum(file.stat().st_size for file in kept) < 20e6
     assert len(NETWORKS) >= 10
 
 
