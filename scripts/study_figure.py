@@ -24,6 +24,9 @@ SWEEPS = {
 }
 """Folders, and what they are called, from above."""
 
+LOWEST = 50
+"""Accuracy in percent at which the axis begins; networks below are named as collapsed."""
+
 
 def main(target: str) -> None:
     """Draw, from the results that are there.
@@ -46,6 +49,11 @@ def main(target: str) -> None:
         pgd, auto = _row(record, "PGD 0.3"), _row(record, "AutoAttack 0.3")
         seen = 100 * auto["left"]["FAB-T"] / auto["images"]
         left, (low, high) = 100 * auto["accuracy"], auto["interval"]
+        if left < LOWEST:
+            axes.text(LOWEST + 0.5, place, f"{left:.0f}, collapsed", va="center", fontsize=7)
+            labels.append((place, name))
+            place -= 1
+            continue
         axes.plot([left, 100 * pgd["accuracy"]], [place] * 2, color="0.8", zorder=0)
         axes.errorbar(
             left,
@@ -61,7 +69,7 @@ def main(target: str) -> None:
         labels.append((place, name))
         place -= 1
     axes.set_yticks([p for p, _ in labels], [name for _, name in labels], fontsize=7)
-    axes.set_xlim(50, 100)
+    axes.set_xlim(LOWEST, 100)
     axes.set_ylim(place, 1)
     axes.set_xlabel("validation images classified right, % (eps 0.3)")
     for marker, color, what in (
