@@ -286,28 +286,6 @@ def test_honest_networks_raise_none(
     assert Scrutiny.from_plain(json.loads(json.dumps(found.to_plain()))) == found
 
 
-@pytest.mark.parametrize(
-    ("name", "is_blind"),
-    [
-        ("robust_dense", False),
-        ("robust_control", False),
-        ("robust_filters", False),
-        ("pgd_dense", False),
-        ("robust_98", True),
-        ("pgd_weight-0.94", True),
-    ],
-)
-def test_an_attack_that_leaves_pixels_alone_raises_an_alarm(
-    name: str, is_blind: bool, digits: tuple[Tensor, Tensor]
-) -> None:
-    network = MnistCNN()
-    network.load_state_dict(load_file(ZOO / f"mnist_{name}.safetensors"))
-    x, y = digits[0][:60], digits[1][:60]
-    found = scrutinize(network.eval(), LOOPED, x, y, key=torch.arange(60))
-    alarms = review_of(replace(made(), scrutiny=found), LOOPED)
-    assert any("pgd leaves pixels alone: " in alarm for alarm in alarms) == is_blind, alarms
-
-
 def test_a_last_part_without_gradients_that_takes_many_raises_an_alarm() -> None:
     def row(*left: int) -> Row:
         parts = dict(zip(("none", "APGD-CE", "APGD-T", "FAB-T", "Square"), left, strict=True))

@@ -30,8 +30,6 @@ ZERO_GRADIENTS = 0.01
 """Share of images without a gradient from which on there is a warning."""
 NOT_RISING = 0.1
 """Share of images whose loss an attack does not raise before there is a warning."""
-HALF_BLIND = 0.5
-"""Share of images with half of the pixels without a gradient from which on there is a warning."""
 UNBOUNDED = 0.05
 """Accuracy that may be left at eps 1 before there is a warning."""
 BLIND = 0.002
@@ -106,8 +104,7 @@ def _try_harder(
     def right(attack: Attack) -> int:
         return int((answers(attack(network, x, y, key=key)).argmax(1) == y).sum())
 
-    x_adv = attack(network, x, y, key=key)
-    before, after = answers(x), answers(x_adv)
+    before, after = answers(x), answers(attack(network, x, y, key=key))
     was_right = before.argmax(1) == y
     losses = [F.cross_entropy(logits, y, reduction="none") for logits in (before, after)]
     anything = attack(network, x, y, eps=torch.ones_like(losses[0]), key=key)
@@ -126,15 +123,7 @@ def _try_harder(
         not_rising=int((was_right & ~(losses[1] > losses[0])).sum()),
         unbounded=int((answers(anything).argmax(1) == y).sum()),
         transferred=transferred,
-        half_blind=_half_blind(network, x_adv, y) if attack.sees_gradients else None,
     )
-
-
-def _half_blind(network: nn.Module, x: Tensor, y: Tensor) -> int:
-    """On how many images more than half of the pixels have a gradient of exactly 0."""
-    with evaluating(network):
-        gradient = _margin_gradient(network, x.detach().clone(), y)
-    return int(((gradient == 0).flatten(1).float().mean(1) > 0.5).sum())
 
 
 def _zeros(gradient: Tensor) -> int:
@@ -309,12 +298,6 @@ def _blindness_warnings(tried: Convergence, n: int, right: int) -> list[str]:
         warnings.append(
             f"{tried.attack} leaves {100 * tried.unbounded / n:.1f} % of {n:,} images right even "
             "where it may change every pixel at will (eps 1): it does not find what is there"
-        )
-    if tried.half_blind is not None and tried.half_blind > HALF_BLIND * n:
-        warnings.append(
-            f"{tried.attack} leaves pixels alone: on {100 * tried.half_blind / n:.1f} % of {n:,} "
-            "images, more than half of the pixels of its examples have a gradient of exactly 0; "
-            "PGD and APGD may look through ReLUs that are off (relu_temperature)"
         )
     if tried.transferred is not None and tried.correct - tried.transferred > max(
         3, UNCONVERGED * n

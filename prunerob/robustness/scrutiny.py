@@ -24,8 +24,6 @@ class Convergence:
         unbounded: images right where the attack may change every pixel at will, with eps 1.
         transferred: images right under the examples that the attack makes against the network
             before pruning; None where that is not known.
-        half_blind: images at whose examples the gradient of the margin is exactly 0, in float32, on
-            more than half of the pixels; None of an attack that does not follow gradients.
     """
 
     attack: str
@@ -36,7 +34,6 @@ class Convergence:
     not_rising: int | None = None
     unbounded: int | None = None
     transferred: int | None = None
-    half_blind: int | None = None
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Convergence:
@@ -76,7 +73,7 @@ class Convergence:
         )
 
 
-SEEN = ("found", "not_rising", "unbounded", "transferred", "half_blind")
+SEEN = ("found", "not_rising", "unbounded", "transferred")
 """What of a `Convergence` older files do not have."""
 
 
