@@ -14,6 +14,7 @@ import matplotlib as mpl
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 SWEEPS = {
     "hidden": "weights, PGD as it is",
@@ -34,40 +35,17 @@ def main(target: str) -> None:
     Args:
         target: file to write, .svg or .png.
     """
-    networks = [
-        (f"{run.name.replace('_', ' ')}", sweep, json.loads((run / "robustness.json").read_text()))
-        for sweep in SWEEPS
-        for run in sorted(Path("study", sweep).glob("seed0/*"), key=_order)
-    ]
-    figure, axes = plt.subplots(figsize=(8, 0.27 * (len(networks) + len(SWEEPS)) + 0.9))
+    runs = {sweep: sorted(Path("study", sweep).glob("seed0/*"), key=_order) for sweep in SWEEPS}
+    rows = len(SWEEPS) + sum(map(len, runs.values()))
+    figure, axes = plt.subplots(figsize=(8, 0.27 * rows + 0.9))
     place, labels = 0.0, []
-    before = None
-    for name, sweep, record in networks:
-        if sweep != before:
-            axes.text(50.5, place, SWEEPS[sweep], va="center", fontsize=8, style="italic")
-            place, before = place - 1, sweep
-        pgd, auto = _row(record, "PGD 0.3"), _row(record, "AutoAttack 0.3")
-        seen = 100 * auto["left"]["FAB-T"] / auto["images"]
-        left, (low, high) = 100 * auto["accuracy"], auto["interval"]
-        if left < LOWEST:
-            axes.text(LOWEST + 0.5, place, f"{left:.0f}, collapsed", va="center", fontsize=7)
-            labels.append((place, name))
-            place -= 1
-            continue
-        axes.plot([left, 100 * pgd["accuracy"]], [place] * 2, color="0.8", zorder=0)
-        axes.errorbar(
-            left,
-            place,
-            xerr=[[left - 100 * low], [100 * high - left]],
-            color="C3",
-            lw=0.8,
-            capsize=2,
-        )
-        axes.plot(100 * pgd["accuracy"], place, "o", color="C0", ms=5)
-        axes.plot(seen, place, "|", color="C1", ms=9, mew=2)
-        axes.plot(left, place, "o", color="C3", ms=5)
-        labels.append((place, name))
+    for sweep, title in SWEEPS.items():
+        axes.text(LOWEST + 0.5, place, title, va="center", fontsize=8, style="italic")
         place -= 1
+        for run in runs[sweep]:
+            _draw(axes, place, json.loads((run / "robustness.json").read_text()))
+            labels.append((place, run.name.replace("_", " ")))
+            place -= 1
     axes.set_yticks([p for p, _ in labels], [name for _, name in labels], fontsize=7)
     axes.set_xlim(LOWEST, 100)
     axes.set_ylim(place, 1)
@@ -83,6 +61,21 @@ def main(target: str) -> None:
     figure.tight_layout()
     mpl.rcParams["svg.hashsalt"] = "study"
     figure.savefig(target, metadata={"Date": None} if target.endswith(".svg") else None)
+
+
+def _draw(axes: Axes, place: float, record: dict[str, Any]) -> None:
+    """One network's row, by what was measured of it."""
+    pgd, auto = _row(record, "PGD 0.3"), _row(record, "AutoAttack 0.3")
+    left, (low, high) = 100 * auto["accuracy"], auto["interval"]
+    if left < LOWEST:
+        axes.text(LOWEST + 0.5, place, f"{left:.0f}, collapsed", va="center", fontsize=7)
+        return
+    axes.plot([left, 100 * pgd["accuracy"]], [place] * 2, color="0.8", zorder=0)
+    interval = [[left - 100 * low], [100 * high - left]]
+    axes.errorbar(left, place, xerr=interval, color="C3", lw=0.8, capsize=2)
+    axes.plot(100 * pgd["accuracy"], place, "o", color="C0", ms=5)
+    axes.plot(100 * auto["left"]["FAB-T"] / auto["images"], place, "|", color="C1", ms=9, mew=2)
+    axes.plot(left, place, "o", color="C3", ms=5)
 
 
 def _order(run: Path) -> tuple[bool, float, str]:

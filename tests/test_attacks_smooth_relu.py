@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,8 +89,6 @@ class Hidden(nn.Module):
     ],
 )
 def test_what_hides_behind_a_unit_that_is_off_is_found(attack: PGD | APGD) -> None:
-    from dataclasses import replace
-
     x, y = torch.full((3, 1, 8, 8), 0.4), torch.zeros(3, dtype=torch.int64)
     key = torch.arange(3)
     network = Hidden()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from prunerob.cli import main
-from prunerob.commands.sweep import _read_file
+from prunerob.commands.sweep import _read
 from prunerob.reports.reading import read_results
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,7 @@ def test_a_sweep_of_the_study_says_what_it_is_and_chooses_on_validation_images(s
     assert first.startswith("# ")
     assert f"prunerob sweep study/{sweep.name}" in second
     options = yaml.safe_load(sweep.read_text())
-    _read_file(sweep, {*options, "settings"})
+    _read(str(sweep), Namespace(), [])  # as the command reads it
     assert options["folder"] == f"study/{sweep.stem}"
     assert (ROOT / options["config"]).is_file()
     settings = options["settings"]
