@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import pytest
@@ -96,6 +97,30 @@ def test_what_hides_behind_a_unit_that_is_off_is_found(attack: PGD | APGD) -> No
     smooth = replace(attack, relu_temperature=0.1)
     assert smooth.fools(network, x, y, key=key, batch_size=3).all()
     assert (network(smooth(network, x, y)).argmax(1) == 1).all()
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 12])
+@pytest.mark.parametrize("search", [False, True])
+def test_the_first_of_so_many_steps_follows_relu_s_own_derivative(
+    every: int, search: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a search, which stops to see who is lost, goes on."""
+    seen = []
+
+    def note(temperature: float) -> AbstractContextManager[None]:
+        seen.append(temperature)
+        return smooth_relus(temperature)
+
+    monkeypatch.setattr("prunerob.attacks.pgd.smooth_relus", note)
+    attack = PGD(eps=0.3, step_size=0.001, steps=23, relu_temperature=0.1, own_relu_every=every)
+    x, y = torch.full((3, 1, 8, 8), 0.1), torch.zeros(3, dtype=torch.int64)
+    if search:
+        attack.fools(Hidden(), x, y, key=torch.arange(3), batch_size=3)
+    else:
+        attack(Hidden(), x, y)
+    assert seen == [0.1 if step % every else 0.0 for step in range(23)]
+    with pytest.raises(ValueError, match="own_relu_every of PGD: 0 is below 1"):
+        PGD(own_relu_every=0)
 
 
 @pytest.mark.parametrize("kind", [PGD, APGD])

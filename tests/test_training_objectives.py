@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunerob.attacks import FGSM, NFGSM, PGD, NoAttack
 from prunerob.cli import main
@@ -95,7 +95,9 @@ def test_divergence_is_finite_where_probabilities_vanish() -> None:
     assert divergence(certain, -certain).item() == pytest.approx(200 + math.log(2), rel=1e-6)
 
 
-@pytest.mark.parametrize("objective", [TRADES(beta=1.0), MART()])
+@pytest.mark.parametrize(
+    "objective", [TRADES(beta=1.0), TRADES(beta=1.0, attacked="labels"), MART()]
+)
 def test_a_step_asks_the_network_about_both_halves(
     objective: Objective, trained: MnistCNN, digits: tuple[Tensor, Tensor]
 ) -> None:
@@ -106,13 +108,40 @@ def test_a_step_asks_the_network_about_both_halves(
 
     key = image_keys(torch.arange(32), seed=5, purpose="training", epoch=3)
     clean = trained(x)
-    targets = clean.softmax(1).detach() if isinstance(objective, TRADES) else y
+    of_probabilities = objective == TRADES(beta=1.0)
+    targets = clean.softmax(1).detach() if of_probabilities else y
     x_adv = attack(trained, x, targets, key=key)
     expected = objective({CLEAN: clean, ADVERSARIAL: trained(x_adv)}, y, weight=0.5, taught=None)
     torch.testing.assert_close(loss, expected)
     assert set(module.running) == {
         *("accuracy/train_adversarial", "accuracy/train_clean", "loss/train")
     }
+
+
+def test_an_attack_on_labels_may_be_any() -> None:
+    objective = TRADES(attacked="labels")
+    for attack in (FGSM(), PGD(random_start=False), replace(CLIMB, restarts=2)):
+        assert AdversarialTraining(attack=attack, objective=objective).objective is objective
+
+
+def test_what_attacks_the_divergence_may_make_an_image_surer() -> None:
+    """Where the probability of its own class is past its clean value, the attack on it climbs on.
+
+    So the labels are the stronger thing to attack, from a start that is as far from the image.
+    """
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        network[1].bias.zero_()
+    x, y = torch.full((64, 1, 1, 1), 0.5), torch.zeros(64, dtype=torch.int64)
+    attack = PGD(eps=Pixels(0.2), step_size=Pixels(0.05), steps=8)
+    surer = []
+    for attacked in ("probabilities", "labels"):
+        training = AdversarialTraining(attack=attack, objective=TRADES(attacked=attacked))
+        x_adv = training.perturb(network, x, y, key=torch.arange(64))
+        surer.append(int((x_adv > x).sum()))
+    assert surer[1] == 0
+    assert 16 < surer[0] < 48
 
 
 def test_trades_attack_raises_the_divergence(

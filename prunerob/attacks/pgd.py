@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -23,10 +24,7 @@ from prunerob.noise import mix, normal, uniform
 from prunerob.pixels import Pixels
 
 STEPS_BETWEEN_CHECKS = 10
-"""Of a search, for who is lost already: often enough to save work, too seldom to cost any.
-
-An even number, so that every other step stays the same one (`relu_temperature`).
-"""
+"""Of a search, for who is lost already: often enough to save work, too seldom to cost any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +47,12 @@ class PGD(Attack):
         precision: of the gradient's computation; the iterate is always float32. "auto" takes
             bfloat16 on hardware that has it where every image's step is step_size and that is
             2/255 or more; "bfloat16" insists, and is refused for smaller steps.
-        relu_temperature: in every other step, follow a gradient in which the derivative of ReLU at
-            z is sigmoid(z / relu_temperature), so that units that are off, behind which networks
-            hide gradients, pass some on (Athalye et al., arXiv:1802.00420): 0.1, say. 0 for none.
+        relu_temperature: follow a gradient in which the derivative of ReLU at z is
+            sigmoid(z / relu_temperature), so that units that are off, behind which networks hide
+            gradients, pass some on (Athalye et al., arXiv:1802.00420): 0.1, say. 0 for none.
+        own_relu_every: with a relu_temperature, the first of so many steps, and of each so many
+            after it, follows ReLU's own derivative all the same: 2 for every other step, 5 for one
+            of five, 1 or more.
     """
 
     eps: Pixels = Pixels(0.3)
@@ -62,13 +63,14 @@ class PGD(Attack):
     restarts: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     relu_temperature: float = 0.0
+    own_relu_every: int = 2
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Pixels(self.eps))
         object.__setattr__(self, "step_size", Pixels(self.step_size))
         object.__setattr__(self, "start_std", Pixels(self.start_std))
-        for name, number in (("steps", self.steps), ("restarts", self.restarts)):
-            if number < 1:
+        for name in ("steps", "restarts", "own_relu_every"):
+            if (number := getattr(self, name)) < 1:
                 raise ValueError(f"{name} of PGD: {number} is below 1")
         if not self.step_size:
             raise ValueError("step_size of PGD: steps of 0 lead nowhere; set it above 0")
@@ -113,7 +115,7 @@ class PGD(Attack):
         def attempt(restart: int, images: Tensor | slice) -> Tensor:
             r, s = (v[images] if isinstance(v, Tensor) else v for v in (radius, step_size))
             start = self._start(x[images], r, key[images], restart)
-            climbing = (r, s, self.steps, dtype, self.relu_temperature)
+            climbing = (r, s, self.steps, dtype, self._temperature)
             return climb(network, x[images], y[images], start, *climbing)[0]
 
         best = attempt(0, slice(None))
@@ -150,9 +152,10 @@ class PGD(Attack):
                 x_adv[part] = self._start(x[part], self.eps, key[part], restart)
             for done in range(0, self.steps, STEPS_BETWEEN_CHECKS):
                 steps = min(STEPS_BETWEEN_CHECKS, self.steps - done)
+                temperature = partial(self._temperature, done=done)
                 last = done + steps == self.steps
                 for part in torch.split(right, batch_size):
-                    climbing = (self.eps, self.step_size, steps, dtype, self.relu_temperature)
+                    climbing = (self.eps, self.step_size, steps, dtype, temperature)
                     x_adv[part], logits = climb(fast, x[part], y[part], x_adv[part], *climbing)
                     lost = part if last else part[logits.argmax(1) != y[part]]
                     if len(lost):
@@ -170,6 +173,10 @@ class PGD(Attack):
         if self.precision == "auto" and not fine and has_bfloat16(device.type):
             return torch.bfloat16
         return torch.float32
+
+    def _temperature(self, step: int, done: int = 0) -> float:
+        """That of ReLU's derivative in one step, of a try that had some before."""
+        return self.relu_temperature if (done + step) % self.own_relu_every else 0.0
 
     def _start(self, x: Tensor, eps: float | Tensor, key: Tensor, restart: int) -> Tensor:
         """Where one try starts, (B, C, H, W); outside of [0, 1] perhaps."""
@@ -190,7 +197,7 @@ def climb(
     step_size: float | Tensor,
     steps: int,
     dtype: torch.dtype,
-    relu_temperature: float = 0.0,
+    relu_temperature: Callable[[int], float] = lambda step: 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Signed gradient steps, projected after each: the loop of every gradient-sign attack.
 
@@ -203,7 +210,7 @@ def climb(
         step_size: a number or (B,).
         steps: number of steps.
         dtype: precision of the gradient.
-        relu_temperature: of every other step, from the second on; see `PGD`.
+        relu_temperature: of each step, which count from 0; 0 for ReLU's own derivative.
 
     Returns:
         the last iterate, float32, (B, C, H, W), and the logits at the one before it.
@@ -216,7 +223,7 @@ def climb(
     x_adv, low, high = map(fast.pack, (start.clamp(low, high), low, high))
     step_size = per_image(step_size, x_adv)
     for step in range(steps):
-        with smooth_relus(relu_temperature if step % 2 else 0.0):
+        with smooth_relus(relu_temperature(step)):
             gradient, logits = input_gradient(fast, x_adv, y, dtype)
         x_adv = (x_adv + step_size * gradient.sign()).clamp(low, high)
     return fast.unpack(x_adv), logits

@@ -216,6 +216,10 @@ def training(config: Mapping[str, Any]) -> str:
     return name if objective in ("", "CrossEntropy") else f"{name}, {objective}"
 
 
+AS_BEFORE = ("attacked", "probabilities")
+"""A setting of `TRADES` that older runs do not have, at what it was for them."""
+
+
 def _objective(settings: object) -> str:
     """What the objective in settings is called, with its own settings; "" where there is none."""
     record = settings.get("objective") if isinstance(settings, Mapping) else None
@@ -224,6 +228,7 @@ def _objective(settings: object) -> str:
     parts = [
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in (record.get("init_args") or {}).items()
+        if (key, value) != AS_BEFORE
     ]
     name = _function(str(record["class_path"]))
     return f"{name} ({', '.join(parts)})" if parts else name

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,15 @@ CLEAN, ADVERSARIAL = "clean", "adversarial"
 class Objective(ABC):
     """A loss of a batch, and what its adversarial examples are made against."""
 
-    needs_probabilities: ClassVar[bool] = False
-    """Whether the attack moves away from probabilities, which not every attack can."""
     needs_teacher: ClassVar[bool] = False
     """Whether the network as it was before pruning teaches: then it is one of fine-tuning."""
     has_weight: ClassVar[bool] = False
     """Whether `adversarial_training.weight` mixes clean and adversarial images in it."""
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether the attack moves away from probabilities, which not every attack can."""
+        return False
 
     def needs(self, weight: float) -> tuple[str, ...]:
         """On which images it asks the network, in order: "adversarial", "clean", or both.
@@ -99,17 +102,25 @@ class TRADES(Objective):
 
     Args:
         beta: weight of the divergence, 0 or more: 6 on CIFAR-10, 1 on MNIST in the paper.
+        attacked: what the attack moves away from: "probabilities", the network's own on clean
+            images, as in the paper, or "labels". The divergence grows, too, where an image's
+            own class becomes more probable, so that an attack on it is the weaker one.
     """
 
     beta: float = 6.0
-    needs_probabilities = True
+    attacked: Literal["probabilities", "labels"] = "probabilities"
 
     def __post_init__(self) -> None:
         _check("beta of TRADES", self.beta)
 
+    @property
+    def needs_probabilities(self) -> bool:
+        """Unless it is the labels that are attacked."""
+        return self.attacked == "probabilities"
+
     def targets(self, network: nn.Module, x: Tensor, y: Tensor, teacher: Teacher | None) -> Tensor:
-        """The network's own probabilities on clean images."""
-        return _probabilities(network, x)
+        """The network's own probabilities on clean images, or the labels."""
+        return _probabilities(network, x) if self.needs_probabilities else y
 
     def __call__(
         self, logits: Mapping[str, Tensor], y: Tensor, *, weight: float, taught: Tensor | None
@@ -198,12 +209,16 @@ class RSLAD(Objective):
     """
 
     share: float = 5 / 6
-    needs_probabilities = True
     needs_teacher = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"share of RSLAD: {self.share} lies outside [0, 1]")
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Those of the teacher."""
+        return True
 
     def targets(self, network: nn.Module, x: Tensor, y: Tensor, teacher: Teacher | None) -> Tensor:
         """The teacher's probabilities on clean images."""
