@@ -112,15 +112,45 @@ def test_the_first_of_so_many_steps_follows_relu_s_own_derivative(
         return smooth_relus(temperature)
 
     monkeypatch.setattr("prunerob.attacks.pgd.smooth_relus", note)
-    attack = PGD(eps=0.3, step_size=0.001, steps=23, relu_temperature=0.1, own_relu_every=every)
+    attack = PGD(eps=0.3, step_size=0.001, steps=23, relu_temperature=0.1, relu_own_every=every)
     x, y = torch.full((3, 1, 8, 8), 0.1), torch.zeros(3, dtype=torch.int64)
     if search:
         attack.fools(Hidden(), x, y, key=torch.arange(3), batch_size=3)
     else:
         attack(Hidden(), x, y)
     assert seen == [0.1 if step % every else 0.0 for step in range(23)]
-    with pytest.raises(ValueError, match="own_relu_every of PGD: 0 is below 1"):
-        PGD(own_relu_every=0)
+    with pytest.raises(ValueError, match="relu_own_every of PGD: 0 is below 1"):
+        PGD(relu_own_every=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_images_is_attacked_so(share: float) -> None:
+    """Each as if it were alone, and as every image is under its own attack."""
+    network = Hidden()
+    x, y = torch.full((200, 1, 8, 8), 0.4), torch.zeros(200, dtype=torch.int64)
+    x += 0.01 * torch.rand(200, 1, 8, 8)
+    key = torch.arange(200)
+    attack = PGD(
+        eps=0.3, step_size=0.05, steps=12, relu_temperature=0.1, relu_own_every=12, relu_share=share
+    )
+    x_adv = attack(network, x, y, key=key)
+    smooth = replace(attack, relu_share=1.0)(network, x, y, key=key)
+    own = replace(attack, relu_temperature=0.0)(network, x, y, key=key)
+    is_smooth = (x_adv == smooth).all(dim=3).all(dim=2).all(dim=1)
+    assert torch.equal(x_adv[~is_smooth], own[~is_smooth])
+    assert not torch.equal(own, smooth)
+    assert abs(int(is_smooth.sum()) - 200 * share) < 25
+    found = attack.fools(network, x, y, key=key, batch_size=64)
+    assert torch.equal(found, network(x_adv).argmax(1) != y)
+    radii = torch.full((200,), 0.3)
+    assert torch.allclose(attack(network, x, y, eps=radii, key=key), x_adv, atol=1e-5)
+    assert torch.equal(attack(network, x[3:5], y[3:5], key=key[3:5]), x_adv[3:5])
+
+
+def test_a_share_lies_in_0_to_1() -> None:
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="relu_share of PGD: "):
+            PGD(relu_share=share)
 
 
 @pytest.mark.parametrize("kind", [PGD, APGD])

@@ -50,9 +50,12 @@ class PGD(Attack):
         relu_temperature: follow a gradient in which the derivative of ReLU at z is
             sigmoid(z / relu_temperature), so that units that are off, behind which networks hide
             gradients, pass some on (Athalye et al., arXiv:1802.00420): 0.1, say. 0 for none.
-        own_relu_every: with a relu_temperature, the first of so many steps, and of each so many
+        relu_own_every: with a relu_temperature, the first of so many steps, and of each so many
             after it, follows ReLU's own derivative all the same: 2 for every other step, 5 for one
             of five, 1 or more.
+        relu_share: share of the images that relu_temperature is for, in [0, 1], drawn by their
+            keys; the others follow ReLU's own derivative in every step. 0.5 in training: a network
+            that is attacked in one way alone learns to hide from it.
     """
 
     eps: Pixels = Pixels(0.3)
@@ -63,13 +66,14 @@ class PGD(Attack):
     restarts: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     relu_temperature: float = 0.0
-    own_relu_every: int = 2
+    relu_own_every: int = 2
+    relu_share: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Pixels(self.eps))
         object.__setattr__(self, "step_size", Pixels(self.step_size))
         object.__setattr__(self, "start_std", Pixels(self.start_std))
-        for name in ("steps", "restarts", "own_relu_every"):
+        for name in ("steps", "restarts", "relu_own_every"):
             if (number := getattr(self, name)) < 1:
                 raise ValueError(f"{name} of PGD: {number} is below 1")
         if not self.step_size:
@@ -79,6 +83,8 @@ class PGD(Attack):
         if self.start_std and not self.random_start:
             raise ValueError(f"start_std of PGD: {self.start_std} without random_start")
         check_temperature(self, self.relu_temperature)
+        if not 0 <= self.relu_share <= 1:
+            raise ValueError(f"relu_share of PGD: {self.relu_share} lies outside [0, 1]")
         if self.precision == "bfloat16" and self.step_size < SMALLEST_BFLOAT16_STEP:
             raise ValueError(f"precision of PGD: steps of {self.step_size} vanish in bfloat16")
 
@@ -106,6 +112,13 @@ class PGD(Attack):
         self, network: nn.Module, x: Tensor, y: Tensor, eps: Tensor | None, key: Tensor
     ) -> Tensor:
         """Perturb images; see `Attack.__call__`."""
+        if self._is_mixed:
+            x_adv = torch.empty_like(x)
+            for images, attack in self._shares(key):
+                radii = None if eps is None else eps[images]
+                part = x[images], y[images], radii, key[images]
+                x_adv[images] = attack.perturb(network, *part)
+            return x_adv
         radius: float | Tensor = self.eps
         step_size: float | Tensor = self.step_size
         if eps is not None:
@@ -142,6 +155,12 @@ class PGD(Attack):
         full. Who seems lost is known without extra work, from the logits of the last gradient;
         whether they are is then asked in float32.
         """
+        if self._is_mixed:
+            wrong = torch.zeros_like(y, dtype=torch.bool)
+            for images, attack in self._shares(key):
+                ours = x[images], y[images], key[images]
+                wrong[images] = attack.search(network, *ours, batch_size)
+            return wrong
         dtype = self._gradient_dtype(x.device, scaled=False)
         fast = rewrite(network, x.shape[1:])
         wrong = torch.zeros_like(y, dtype=torch.bool)
@@ -174,9 +193,22 @@ class PGD(Attack):
             return torch.bfloat16
         return torch.float32
 
+    @property
+    def _is_mixed(self) -> bool:
+        return self.relu_temperature > 0 and self.relu_share < 1
+
+    def _shares(self, key: Tensor) -> list[tuple[Tensor, PGD]]:
+        """Which images each of two attacks is for, int64, those with none left out."""
+        is_smooth = uniform(mix(key, "relu"), (1,)).squeeze(1) < self.relu_share
+        shares = [
+            (is_smooth.nonzero().squeeze(1), replace(self, relu_share=1.0)),
+            ((~is_smooth).nonzero().squeeze(1), replace(self, relu_temperature=0.0)),
+        ]
+        return [(images, attack) for images, attack in shares if len(images)]
+
     def _temperature(self, step: int, done: int = 0) -> float:
         """That of ReLU's derivative in one step, of a try that had some before."""
-        return self.relu_temperature if (done + step) % self.own_relu_every else 0.0
+        return self.relu_temperature if (done + step) % self.relu_own_every else 0.0
 
     def _start(self, x: Tensor, eps: float | Tensor, key: Tensor, restart: int) -> Tensor:
         """Where one try starts, (B, C, H, W); outside of [0, 1] perhaps."""
